@@ -1,0 +1,26 @@
+"""Errors of the service. The class docstring is what the operator reads; details are attributes."""
+
+
+class RtcAppserviceError(Exception):
+    """rtc-appservice could not do what was asked."""
+
+    def __str__(self) -> str:
+        """Give the detail if there is one, else the class docstring."""
+        detail = super().__str__()
+        return detail or (self.__doc__ or "").strip()
+
+
+class ConfigError(RtcAppserviceError):
+    """The configuration cannot be used."""
+
+
+class InputError(RtcAppserviceError):
+    """An input file could not be read."""
+
+
+class StoreUnavailable(RtcAppserviceError):
+    """The database did not take the write; the homeserver has to send the transaction again."""
+
+
+class SchemaBehind(RtcAppserviceError):
+    """The database schema is not at the newest migration; run `rtc-appservice db upgrade`."""
