@@ -168,8 +168,7 @@ class Membership(Struct, frozen=True, kw_only=True, tag="membership", tag_field=
     form: str  #: `session_v1`, `session_v2`, `owned` (state forms), `sticky`
     key: str  #: the state key, or the sticky key: the place whose value this event replaces
     live: bool
-    application: str | None = None  #: None in a leave
-    slot: str | None = None  #: normalised slot id, `ROOM` for the room call
+    slot_id: str | None = None  #: normalised, `m.call#ROOM` for the room call; None in a leave
     device_id: DeviceId | None = None  #: claimed in the content
     claimed_user_id: UserId | None = None  #: the user named by the state key, where it names another than the sender
     created_at: datetime | None = None  #: `created_ts`, if given
@@ -186,7 +185,7 @@ class RoomKey(Struct, frozen=True, kw_only=True, tag="room_key", tag_field="kind
 
     sender: UserId
     device_id: DeviceId  #: claimed
-    slot: str
+    slot_id: str
     keys: tuple[KeyMark, ...]
     event_type: str
     encrypted: bool = False
@@ -221,7 +220,7 @@ class ToDeviceKey(Struct, frozen=True, kw_only=True, tag="to_device_key", tag_fi
     recipient: UserId
     recipient_device: DeviceId
     claimed_device_id: DeviceId | None
-    slot: str
+    slot_id: str
     keys: tuple[KeyMark, ...]
     event_type: str
     encrypted: bool
@@ -262,6 +261,8 @@ class Rejected(Struct, frozen=True, kw_only=True, tag="rejected", tag_field="kin
     event_type: str
     reason: str  #: `malformed`, `implausible_time`, `not_supported_yet`, `pre_matrixrtc`
     field: str | None = None  #: dotted path of the field at fault
+    #: The state or sticky key of a membership no client counts: it still replaces what stood there.
+    key: str | None = None
 
 
 Body = Membership | RoomKey | OlmEnvelope | MegolmEnvelope | ToDeviceKey | Withheld | Redaction | RoomState | Rejected
