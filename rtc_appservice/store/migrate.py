@@ -1,0 +1,107 @@
+"""Stage 3: brings the schema to the newest migration. The migrations themselves are the only DDL."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+import rtc_appservice
+from rtc_appservice.errors import SchemaBehind, StoreUnavailable
+
+#: Any number, as long as it stays: «rtc-appsv» in ASCII cannot fit, so the first eight letters do.
+MIGRATION_LOCK = int.from_bytes(b"rtc-apps")
+LOCK_RETRY_SECONDS = 0.2
+
+
+def migrations_folder() -> Path:
+    """Give the folder of the migrations: inside the installed package, or at the top level of the repository."""
+    package = Path(rtc_appservice.__file__).parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head() -> str:
+    """Give the newest revision this version of the service knows."""
+    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+
+
+async def current(dsn: str) -> str | None:
+    """Give the revision the database is at, None if it has never been migrated."""
+    async with _connect(dsn) as connection:
+        return await connection.run_sync(_revision)
+
+
+async def upgrade(dsn: str) -> str:
+    """
+    Bring the database to the newest revision and give it.
+
+    Several processes may do so at once: one migrates, the others wait. The lock is tried in a loop rather than
+    waited for, because a waiting session's snapshot would block an index built concurrently.
+    """
+    async with _connect(dsn) as connection:
+        while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": MIGRATION_LOCK}):
+            await connection.commit()
+            await asyncio.sleep(LOCK_RETRY_SECONDS)
+        await connection.commit()
+        try:
+            await connection.run_sync(_upgrade)
+            await connection.commit()
+        finally:
+            await connection.rollback()
+            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+            await connection.commit()
+    return head()
+
+
+async def require_head(dsn: str) -> None:
+    """Raise `SchemaBehind` unless the database is at the newest revision."""
+    revision = await current(dsn)
+    if revision != head():
+        raise SchemaBehind(
+            f"The database schema is at {revision or 'nothing'}, this version needs {head()}; "
+            "run `rtc-appservice db upgrade`."
+        )
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+@asynccontextmanager
+async def _connect(dsn: str) -> AsyncIterator[AsyncConnection]:
+    """Open one direct connection for Alembic, through the same driver and the same DSN as everything else."""
+
+    async def open_connection() -> "asyncpg.Connection[asyncpg.Record]":
+        return await asyncpg.connect(dsn, timeout=10)
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=open_connection, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    except (OSError, TimeoutError, asyncpg.PostgresError, SQLAlchemyError) as error:
+        raise StoreUnavailable(f"The database could not be migrated ({type(error).__name__}): {error}") from error
+    finally:
+        await engine.dispose()
