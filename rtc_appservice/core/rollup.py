@@ -13,7 +13,9 @@ from msgspec import Struct
 
 from rtc_appservice.core.model import (
     CallSession,
+    DeviceRef,
     Evidence,
+    Fallback,
     FallbackCause,
     Finding,
     FindingKind,
@@ -71,6 +73,14 @@ FINDINGS = Total(
 TOTALS = (CALLS_ENDED, KEY_DISTRIBUTIONS, KEY_OBLIGATIONS, KEY_FALLBACKS, FINDINGS)
 
 
+def fallback_of(session: CallSession, finding: Finding) -> Fallback | None:
+    """Give the fallback a `fallback` finding speaks of: its device's at that time, else its device's first."""
+    own = [
+        f for f in session.report.fallbacks if DeviceRef(user_id=f.user_id, device_id=f.device_id) == finding.subject
+    ]
+    return next((f for f in own if f.at == finding.at), own[0] if own else None)
+
+
 def increments(session: CallSession, newly_settled: Sequence[Finding], newly_ended: bool) -> list[Increment]:
     """
     Take a projected call and what settled with this projection; give what it adds to the totals.
@@ -90,7 +100,8 @@ def increments(session: CallSession, newly_settled: Sequence[Finding], newly_end
     for finding in newly_settled:
         add(FINDINGS, kind=finding.kind, evidence=finding.evidence)
         if finding.kind is FindingKind.FALLBACK:
-            cause = FallbackCause(finding.details.get("cause", FallbackCause.UNKNOWN))
+            fallback = fallback_of(session, finding)
+            cause = fallback.cause if fallback else FallbackCause.UNKNOWN
             add(KEY_FALLBACKS, cause=cause, evidence=finding.evidence)
     if newly_ended:
         report = session.report
