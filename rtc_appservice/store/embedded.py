@@ -1,5 +1,6 @@
 """Stage 3: a PostgreSQL of our own, from the `embedded` extra: for tests, the demo and small trials."""
 
+import atexit
 import json
 import os
 import pwd
@@ -75,6 +76,7 @@ class EmbeddedPostgres:
         """Stop the server if no other process uses it; the data stays."""
         sockets = self._server.get_postmaster_info().socket_dir
         self._server.cleanup()
+        atexit.unregister(self._server._cleanup)  # it would run again at exit, in a folder that may be gone
         if sockets is not None and sockets != self._folder:
             with suppress(OSError):  # another process still uses it
                 sockets.rmdir()

@@ -1,0 +1,56 @@
+"""Stage 3: gaps. What is known not to have been seen is data like everything else."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rtc_appservice.core.model import Gap, GapReason, RoomId, ServerName
+from rtc_appservice.store.pool import Connection
+
+
+async def record_gaps(conn: Connection, homeserver_id: int, gaps: Sequence[Gap]) -> None:
+    """Write gaps as they stand: new ones are added, those known by their id get their end."""
+    await conn.executemany(
+        """
+        INSERT INTO gap (homeserver_id, gap_id, reason, started_at, ended_at, room_key)
+        VALUES ($1, $2, $3, $4, $5, (SELECT room_key FROM room WHERE homeserver_id = $1 AND room_id = $6))
+        ON CONFLICT (homeserver_id, gap_id) DO UPDATE SET ended_at = coalesce(excluded.ended_at, gap.ended_at)
+        """,
+        [(homeserver_id, gap.gap_id, str(gap.reason), gap.started_at, gap.ended_at, gap.room_id) for gap in gaps],
+    )
+
+
+async def load_gaps(
+    conn: Connection, homeserver_id: int | None, since: datetime | None, room_id: RoomId | None = None
+) -> list[Gap]:
+    """
+    Give the gaps that reach past `since`, in order of start.
+
+    Args:
+        homeserver_id: of this homeserver only; None for all.
+        since: None for all there ever were.
+        room_id: those of this room and those of the whole homeserver; None for those of every room.
+    """
+    rows = await conn.fetch(
+        """
+        SELECT gap_id, name, reason, started_at, ended_at, room_id
+        FROM gap JOIN homeserver USING (homeserver_id) LEFT JOIN room USING (room_key)
+        WHERE ($1::smallint IS NULL OR gap.homeserver_id = $1)
+          AND ($2::timestamptz IS NULL OR gap.ended_at IS NULL OR gap.ended_at >= $2)
+          AND ($3::text IS NULL OR gap.room_key IS NULL OR room.room_id = $3)
+        ORDER BY started_at NULLS FIRST, gap_id
+        """,
+        homeserver_id,
+        since,
+        room_id,
+    )
+    return [
+        Gap(
+            gap_id=row["gap_id"],
+            homeserver=ServerName(row["name"]),
+            reason=GapReason(row["reason"]),
+            started_at=row["started_at"],
+            ended_at=row["ended_at"],
+            room_id=None if row["room_id"] is None else RoomId(row["room_id"]),
+        )
+        for row in rows
+    ]
