@@ -30,6 +30,7 @@ SERVER_NAME = "rtc.test"
 _UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+_ASK = aiohttp.ClientTimeout(total=1.0)
 
 
 class SynapseFailed(RtcAppserviceError):
@@ -135,7 +136,7 @@ class Synapse:
                 cwd=self.folder, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
-            async with asyncio.timeout(_START_SECONDS), aiohttp.ClientSession() as session:
+            async with asyncio.timeout(_START_SECONDS), aiohttp.ClientSession(timeout=_ASK) as session:
                 while not await self._healthy(session):
                     if self._process.returncode is not None:
                         raise SynapseFailed(f"Synapse ended while starting; its last lines were:\n{self.log_tail()}")
@@ -148,7 +149,7 @@ class Synapse:
         try:
             async with session.get(f"{self.address}/health") as response:
                 return response.status == 200
-        except aiohttp.ClientConnectionError:
+        except (aiohttp.ClientConnectionError, TimeoutError):
             return False
 
     @property
