@@ -1,0 +1,192 @@
+"""Stage 6: what a projected call becomes in PostHog. Pure: the same call and findings give the same rows, always."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from rtc_appservice.core.model import (
+    BLOCKING_CAUSES,
+    CallSession,
+    DeviceRef,
+    FallbackCause,
+    Finding,
+    FindingKind,
+    KeyDistribution,
+    Outcome,
+    UserId,
+)
+from rtc_appservice.core.rollup import fallback_of
+from rtc_appservice.export import properties as p
+from rtc_appservice.export.pseudonym import Pseudonyms
+from rtc_appservice.store.outbox import OutboxRow
+
+#: What the projector calls with a call, the findings that settled with this projection, and whether the call is new.
+EventMaker = Callable[[CallSession, Sequence[Finding], bool], Sequence[OutboxRow]]
+
+
+def event_maker(secret: bytes, app_version: str) -> EventMaker:
+    """Take the deployment secret and version; give the function the projector writes outbox rows with."""
+
+    def make(session: CallSession, newly_settled: Sequence[Finding], first_time: bool) -> Sequence[OutboxRow]:
+        return outbox_rows(session, newly_settled, first_time=first_time, secret=secret, app_version=app_version)
+
+    return make
+
+
+def outbox_rows(
+    session: CallSession,
+    newly_settled: Sequence[Finding],
+    *,
+    first_time: bool,
+    secret: bytes,
+    app_version: str,
+) -> list[OutboxRow]:
+    """
+    Take a projected call and the findings that settled with this projection; give the rows to send.
+
+    A settled call gives its `RtcCallEnded` and `RtcKeyDistributed` rows each time it is passed, with the
+    same uuids: the outbox drops what it has seen.
+    """
+    call = _Call(session, Pseudonyms(secret), app_version)
+    rows = []
+    if first_time:
+        rows.append(call.started())
+    for finding in newly_settled:
+        match finding.kind:
+            case FindingKind.FALLBACK:
+                rows.append(call.fallback(finding))
+            case FindingKind.KEY_NOT_RECEIVED:
+                rows.append(call.key_not_received(finding))
+            case FindingKind.SPLIT_CALL:
+                rows.append(call.split_call(finding))
+    if session.report.settled:
+        rows.extend(call.distributed(distribution) for distribution in session.distributions)
+        rows.append(call.ended())
+    return rows
+
+
+class _Call:
+    """One call on its way to PostHog: what all its events share."""
+
+    def __init__(self, session: CallSession, pseudonyms: Pseudonyms, app_version: str) -> None:
+        report = session.report
+        self.session = session
+        self.report = report
+        self.pseudonyms = pseudonyms
+        self.shared: dict[str, Any] = {
+            "homeserver": report.homeserver,
+            "app_version": app_version,
+            "room": pseudonyms.room(report.room_id),
+            "is_federated": any(_server(q.user_id) != report.homeserver for q in report.participants),
+            "is_encrypted_room": report.encrypted_room,
+            "membership_mode": report.membership_mode,
+        }
+
+    def started(self) -> OutboxRow:
+        event = p.RtcCallStarted(**self.shared, is_beginning_seen=self.report.beginning_seen)
+        return self._row(event, self.report.started_at, "")
+
+    def ended(self) -> OutboxRow:
+        report = self.report
+        ended_at = report.ended_at or report.started_at
+        owed = report.obligations
+        event = p.RtcCallEnded(
+            **self.shared,
+            is_beginning_seen=report.beginning_seen,
+            duration_seconds=max(0.0, (ended_at - report.started_at).total_seconds()),
+            verdict=report.verdict,
+            evidence=report.evidence,
+            coverage=list(report.coverage),
+            max_participants=report.max_participants,
+            participants=len(report.participants),
+            distributions_room_event=report.distributions.room_event,
+            distributions_to_device=report.distributions.to_device,
+            resends=report.distributions.resends,
+            deliveries_to_device=report.deliveries.to_device,
+            obligations_delivered=owed.delivered,
+            obligations_late=owed.late,
+            obligations_room_event=owed.room_event,
+            obligations_recovered_by_room_event=owed.recovered_by_room_event,
+            obligations_missing=owed.missing,
+            obligations_excused=owed.excused,
+            obligations_unconfirmed=owed.unconfirmed,
+            obligations_unobservable=owed.unobservable,
+            fallbacks=len(report.fallbacks),
+            blockers=len({(f.user_id, f.device_id) for f in report.fallbacks if f.cause in BLOCKING_CAUSES}),
+        )
+        return self._row(event, ended_at, "")
+
+    def distributed(self, distribution: KeyDistribution) -> OutboxRow:
+        event = p.RtcKeyDistributed(
+            **self.shared,
+            key_transport=distribution.key_transport,
+            device=self._device(distribution.sender),
+            key_index=distribution.index,
+            recipients=distribution.recipients,
+            is_resend=distribution.resend,
+            is_after_leave=distribution.after_leave,
+            evidence=distribution.evidence,
+        )
+        return self._row(event, distribution.at, distribution.distribution_id)
+
+    def fallback(self, finding: Finding) -> OutboxRow:
+        fallback = fallback_of(self.session, finding)
+        cause = fallback.cause if fallback else FallbackCause.UNKNOWN
+        event = p.RtcKeyFallback(
+            **self.shared,
+            cause=cause,
+            is_blocker=cause in BLOCKING_CAUSES,
+            device=self._device(finding.subject),
+            caused_by=self._device(fallback.caused_by if fallback else None),
+            candidates=list(fallback.candidates) if fallback else [],
+            room_keys=fallback.room_keys if fallback else 0,
+            generation=self._generation(finding.subject),
+            was_key_private=fallback.key_was_private if fallback else None,
+            confidence=fallback.confidence if fallback else 0.0,
+            evidence=finding.evidence,
+        )
+        return self._row(event, finding.at, finding.finding_id)
+
+    def key_not_received(self, finding: Finding) -> OutboxRow:
+        event = p.RtcKeyNotReceived(
+            **self.shared,
+            outcome=Outcome(finding.details.get("outcome", Outcome.MISSING)),
+            device=self._device(finding.subject),
+            severity=finding.severity,
+            evidence=finding.evidence,
+        )
+        return self._row(event, finding.at, finding.finding_id)
+
+    def split_call(self, finding: Finding) -> OutboxRow:
+        event = p.RtcSplitCall(
+            **self.shared,
+            device=self._device(finding.subject),
+            split=finding.details.get("split"),
+            severity=finding.severity,
+            evidence=finding.evidence,
+        )
+        return self._row(event, finding.at, finding.finding_id)
+
+    def _row(self, event: p.Common, at: datetime, natural_key: str) -> OutboxRow:
+        name = type(event).__name__
+        return OutboxRow(
+            uuid=self.pseudonyms.uuid(name, self.report.homeserver, self.report.call_id, natural_key),
+            event=name,
+            distinct_id=f"call:{self.pseudonyms.call(self.report.call_id)}",
+            timestamp=at,
+            properties=p.checked(event),
+        )
+
+    def _device(self, device: DeviceRef | None) -> str | None:
+        return self.pseudonyms.device(device.user_id, device.device_id) if device else None
+
+    def _generation(self, device: DeviceRef | None) -> str:
+        for q in self.report.participants:
+            if device == DeviceRef(user_id=q.user_id, device_id=q.device_id):
+                return q.generation
+        return "unknown"
+
+
+def _server(user_id: UserId) -> str:
+    """Give the server part of a user id: all after the first colon, for a server name may hold a port."""
+    return user_id.partition(":")[2]
