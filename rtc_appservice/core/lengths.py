@@ -169,3 +169,9 @@ def classify_to_device(predictions: dict[str, int], length: int) -> tuple[str | 
     distance = abs(predictions[name] - length)
     is_key = not name.startswith("megolm_share") and distance <= TOLERANCE_CHARACTERS
     return (name if is_key else None), distance
+
+
+def is_megolm_share(predictions: dict[str, int], length: int) -> bool:
+    """Tell whether a body length fits the sharing of a Megolm session, which call devices also do."""
+    shares = (predicted for name, predicted in predictions.items() if name.startswith("megolm_share"))
+    return any(abs(predicted - length) <= 2 * BLOCK_CHARACTERS for predicted in shares)

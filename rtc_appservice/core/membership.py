@@ -143,7 +143,7 @@ def _check_transports(transports: list[Any], path: str) -> None:
 
 
 def _state_form(key: str, device_id: str | None) -> str:
-    """`session_v2` keys end in `_DEVICE_m.call` (js-sdk 38.0 on), `session_v1` in `_DEVICE`; owned ones lack the `_`."""
+    """`session_v2` keys end in `_DEVICE_m.call` (js-sdk 38.0 on), `session_v1` in `_DEVICE`; owned ones lack `_`."""
     if not key.startswith("_"):
         return "owned"
     is_v2 = (
@@ -153,7 +153,7 @@ def _state_form(key: str, device_id: str | None) -> str:
 
 
 def _other_user(key: str, sender: str, device_id: str) -> UserId | None:
-    """Give the user a state key names if it is not the sender. Ids may hold `_`, so only the claimed parts are cut off."""
+    """Give the user a state key names if not the sender. Ids may hold `_`: only the claimed device is cut off."""
     named = key.removeprefix("_")
     if not named.startswith("@") or named == sender or named.startswith(sender + "_"):
         return None

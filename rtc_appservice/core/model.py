@@ -379,7 +379,7 @@ class Fallback(Struct, frozen=True, kw_only=True):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """What detection yields. `finding_id` derives from (kind, call, subject, obligation), so a replay yields the same."""
+    """What detection yields. `finding_id` derives from (kind, call, subject, obligation): a replay yields the same."""
 
     finding_id: str  #: UUIDv5
     kind: FindingKind

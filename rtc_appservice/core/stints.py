@@ -28,10 +28,10 @@ ROOM_CALL_SLOT = "m.call#ROOM"
 
 @dataclass(slots=True)
 class DeviceStint:
-    """One device's continuous membership while it is worked out; `device_id` is None where it is sealed."""
+    """One device's continuous membership while it is worked out; sealed where the membership could not be read."""
 
     user_id: UserId
-    device_id: DeviceId | None
+    device_id: DeviceId  #: empty if sealed
     slot_id: str
     joined_at: datetime
     expires_at: datetime
@@ -39,6 +39,16 @@ class DeviceStint:
     memberships: list[Membership] = field(default_factory=list)
     left_at: datetime | None = None
     end_reason: EndReason | None = None
+
+    @property
+    def sealed(self) -> bool:
+        """Tell whether the membership could not be read: who is in the call stays unknown."""
+        return not self.device_id
+
+    @property
+    def device(self) -> tuple[UserId, DeviceId]:
+        """The claimed device."""
+        return self.user_id, self.device_id
 
     def is_live(self, at: datetime) -> bool:
         """Tell whether the stint covers a moment (its end excluded)."""
@@ -68,14 +78,14 @@ class CallSpan:
     @property
     def sealed(self) -> bool:
         """Tell whether a membership of it could not be read."""
-        return any(stint.device_id is None for stint in self.stints)
+        return any(stint.sealed for stint in self.stints)
 
     def devices(self) -> dict[tuple[UserId, DeviceId], list[DeviceStint]]:
         """Give the readable stints by device, in order of first joining."""
         found: dict[tuple[UserId, DeviceId], list[DeviceStint]] = {}
         for stint in self.stints:
-            if stint.device_id is not None:
-                found.setdefault((stint.user_id, stint.device_id), []).append(stint)
+            if not stint.sealed:
+                found.setdefault(stint.device, []).append(stint)
         return found
 
 
@@ -104,10 +114,9 @@ def build_stints(observations: Sequence[Observation], watermark_at: datetime) ->
             elif current is not None and _is_update(current, body):
                 current.expires_at = _expiry(body, at)
                 current.memberships.append(body)
-            else:
+            elif body.slot_id is not None and body.device_id is not None:
                 if current is not None:
                     _end(open_at, place, at, EndReason.REPLACED)
-                assert body.slot_id is not None and body.device_id is not None
                 stint = DeviceStint(
                     body.sender, body.device_id, body.slot_id, at, _expiry(body, at), observation, memberships=[body]
                 )
@@ -129,7 +138,7 @@ def build_stints(observations: Sequence[Observation], watermark_at: datetime) ->
             if place in open_at:
                 open_at[place].expires_at = until
             else:
-                open_at[place] = DeviceStint(body.sender, None, ROOM_CALL_SLOT, at, until, observation)
+                open_at[place] = DeviceStint(body.sender, DeviceId(""), ROOM_CALL_SLOT, at, until, observation)
                 stints.append(open_at[place])
     for place in list(open_at):
         _expire(open_at, place, watermark_at)

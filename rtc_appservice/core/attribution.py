@@ -1,0 +1,282 @@
+"""
+Stage 4: which call and which stint each key belongs to.
+
+Stints are looked up here, at projection, never at arrival: to-device messages overtake room events, and old
+clients send the key before the membership.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from rtc_appservice.core import lengths
+from rtc_appservice.core.envelope import ENVELOPE_SLACK, KEY_AFTER_STINT, is_near
+from rtc_appservice.core.model import (
+    DeviceId,
+    Evidence,
+    KeyMark,
+    MegolmEnvelope,
+    Observation,
+    OlmEnvelope,
+    RoomId,
+    RoomKey,
+    ToDeviceKey,
+    UserId,
+)
+from rtc_appservice.core.stints import CallSpan, DeviceStint
+
+Device = tuple[UserId, DeviceId]
+
+#: Old clients often send the key before the membership.
+KEY_BEFORE_STINT = timedelta(seconds=10)
+#: Messages of one distribution leave together.
+ONE_DISTRIBUTION = timedelta(seconds=1)
+
+
+@dataclass(slots=True)
+class RoomKeySeen:
+    """A room key with its place: the stint it belongs to, None if stray."""
+
+    observation: Observation
+    at: datetime
+    sender: Device
+    keys: tuple[KeyMark, ...]  #: empty where the event stayed sealed
+    evidence: Evidence
+    stint: DeviceStint | None
+    after_leave: bool
+    has_sent_ts: bool | None = None
+    resend: bool = False
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A to-device message that handed a key to one device of the call."""
+
+    observation: Observation
+    at: datetime
+    stint: DeviceStint  #: the sender's
+    recipient: DeviceStint
+    evidence: Evidence
+    after_leave: bool
+    variant: str | None = None  #: content variant its length tells
+    distance: int = 0  #: base64 characters from the predicted length
+    keys: tuple[KeyMark, ...] = ()
+
+
+@dataclass(slots=True)
+class CallTraffic:
+    """A call span with the keys that belong to it, in order of time."""
+
+    span: CallSpan
+    room_keys: list[RoomKeySeen] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    unclassified: list[Observation] = field(default_factory=list)
+    #: Unreadable events of live call members that cannot be told from a key event.
+    unreadable: list[Observation] = field(default_factory=list)
+
+
+def attribute(room_id: RoomId, observations: Sequence[Observation], spans: Sequence[CallSpan]) -> list[CallTraffic]:
+    """Give each call span its keys, from a room's ordered observations."""
+    calls = {id(span): CallTraffic(span) for span in spans}
+    senders = _SenderKeys(observations, spans)
+    by_device: dict[Device, list[tuple[CallSpan, DeviceStint]]] = defaultdict(list)
+    for span in spans:
+        for device, stints in span.devices().items():
+            by_device[device].extend((span, stint) for stint in stints)
+    for observation in observations:
+        body = observation.body
+        if isinstance(body, RoomKey):
+            device = (body.sender, body.device_id)
+            key = RoomKeySeen(
+                observation=observation,
+                at=observation.event_at,
+                sender=device,
+                keys=body.keys,
+                evidence=Evidence.DECRYPTED if body.encrypted else Evidence.DIRECT,
+                stint=None,
+                after_leave=False,
+                has_sent_ts=body.claimed_sent_at is not None,
+            )
+            _give(key, by_device.get(device, ()), body.slot_id, spans, calls)
+        elif isinstance(body, MegolmEnvelope) and body.sticky_seconds is None:
+            _read_megolm(room_id, observation, body, by_device, spans, calls)
+        elif isinstance(body, OlmEnvelope):
+            _read_olm(room_id, observation, body, senders, by_device, calls)
+        elif isinstance(body, ToDeviceKey):
+            _read_to_device_key(observation, body, by_device, calls)
+    for call in calls.values():
+        call.room_keys.sort(key=lambda key: (key.at, key.observation.identity))
+        _mark_resends(call.room_keys)
+    return list(calls.values())
+
+
+def _give(
+    key: RoomKeySeen,
+    stints: Sequence[tuple[CallSpan, DeviceStint]],
+    slot_id: str,
+    spans: Sequence[CallSpan],
+    calls: dict[int, CallTraffic],
+) -> None:
+    """Place a room key by the first rule that fits: live stint, stint about to begin, ended stint, stray."""
+    own = [(span, stint) for span, stint in stints if stint.slot_id == slot_id]
+    live = next((pair for pair in own if pair[1].is_live(key.at)), None)
+    soon = next((pair for pair in own if key.at < pair[1].joined_at <= key.at + KEY_BEFORE_STINT), None)
+    found = live or soon
+    if found is not None:
+        key.stint = found[1]
+        calls[id(found[0])].room_keys.append(key)
+        return
+    ended = [
+        (stint.left_at, span, stint)
+        for span, stint in own
+        if stint.left_at is not None and stint.left_at <= key.at <= stint.left_at + KEY_AFTER_STINT
+    ]
+    in_slot = [span for span in spans if span.slot_id == slot_id and span.started_at <= key.at]
+    going_on = next((span for span in in_slot if span.is_live(key.at)), None)
+    if ended:
+        _, span, key.stint = max(ended, key=lambda entry: entry[0])
+        key.after_leave = True
+        calls[id(going_on or span)].room_keys.append(key)
+    elif going_on is not None:
+        calls[id(going_on)].room_keys.append(key)
+    else:
+        coming = next((s for s in spans if s.slot_id == slot_id and s.started_at > key.at), None)
+        if coming is not None and coming.started_at - key.at <= KEY_BEFORE_STINT:
+            calls[id(coming)].room_keys.append(key)
+
+
+def _read_megolm(
+    room_id: RoomId,
+    observation: Observation,
+    body: MegolmEnvelope,
+    by_device: dict[Device, list[tuple[CallSpan, DeviceStint]]],
+    spans: Sequence[CallSpan],
+    calls: dict[int, CallTraffic],
+) -> None:
+    """Take an unreadable event as an inferred room key if a call device sent it and its length is a key event's."""
+    at = observation.event_at
+    own = [
+        (device, pair)
+        for device, pairs in by_device.items()
+        if device[0] == body.sender and body.device_id in (None, device[1])
+        for pair in pairs
+        if is_near(pair[1].joined_at, pair[1].left_at, at, KEY_AFTER_STINT)
+    ]
+    if not own:
+        return
+    device, (span, stint) = max(own, key=lambda found: (found[1][1].is_live(at), found[1][1].joined_at))
+    predictions = lengths.room_key_lengths(room_id, device[1])
+    if not any(body.length in fits for fits in predictions.values()):
+        return  # whatever it is, it is no key event
+    calls[id(span)].unreadable.append(observation)
+    key = RoomKeySeen(
+        observation=observation,
+        at=at,
+        sender=device,
+        keys=(),
+        evidence=Evidence.INFERRED,
+        stint=None,
+        after_leave=False,
+    )
+    _give(key, by_device[device], stint.slot_id, spans, calls)
+
+
+def _read_olm(
+    room_id: RoomId,
+    observation: Observation,
+    body: OlmEnvelope,
+    senders: "_SenderKeys",
+    by_device: dict[Device, list[tuple[CallSpan, DeviceStint]]],
+    calls: dict[int, CallTraffic],
+) -> None:
+    at = observation.event_at
+    for span, theirs in by_device.get((body.recipient, body.recipient_device), ()):
+        if not is_near(theirs.joined_at, theirs.left_at, at, ENVELOPE_SLACK):
+            continue
+        device = senders.device_of(body)
+        own = [pair for pair in by_device.get(device, ()) if pair[1].slot_id == theirs.slot_id] if device else []
+        own = [pair for pair in own if is_near(pair[1].joined_at, pair[1].left_at, at, KEY_AFTER_STINT)]
+        if device is None or not own or device == (body.recipient, body.recipient_device):
+            continue
+        ours = max(own, key=lambda pair: (pair[1].is_live(at), pair[1].joined_at))[1]
+        predictions = lengths.to_device_lengths(room_id, device[0], device[1], body.recipient, body.olm_type)
+        variant, distance = lengths.classify_to_device(predictions, body.body_length)
+        call = calls[id(span)]
+        if variant is None:
+            if not lengths.is_megolm_share(predictions, body.body_length):
+                call.unclassified.append(observation)
+            return
+        after_leave = ours.left_at is not None and at >= ours.left_at
+        call.deliveries.append(
+            Delivery(observation, at, ours, theirs, Evidence.INFERRED, after_leave, variant, distance)
+        )
+        return
+
+
+def _read_to_device_key(
+    observation: Observation,
+    body: ToDeviceKey,
+    by_device: dict[Device, list[tuple[CallSpan, DeviceStint]]],
+    calls: dict[int, CallTraffic],
+) -> None:
+    at = observation.event_at
+    if body.claimed_device_id is None:
+        return
+    own = by_device.get((body.sender, body.claimed_device_id), ())
+    for span, theirs in by_device.get((body.recipient, body.recipient_device), ()):
+        if not is_near(theirs.joined_at, theirs.left_at, at, ENVELOPE_SLACK):
+            continue
+        ours = [p[1] for p in own if p[1].slot_id == theirs.slot_id]
+        ours = [stint for stint in ours if is_near(stint.joined_at, stint.left_at, at, KEY_AFTER_STINT)]
+        if ours:
+            stint = max(ours, key=lambda s: (s.is_live(at), s.joined_at))
+            after_leave = stint.left_at is not None and at >= stint.left_at
+            calls[id(span)].deliveries.append(
+                Delivery(observation, at, stint, theirs, Evidence.DIRECT, after_leave, keys=body.keys)
+            )
+            return
+
+
+def _mark_resends(keys: list[RoomKeySeen]) -> None:
+    """A room key that repeats index and tag of an earlier one of its stint is a resend."""
+    seen: set[tuple[int, int, str | None]] = set()
+    for key in keys:
+        marks = {(id(key.stint), mark.index, mark.tag) for mark in key.keys}
+        key.resend = bool(marks) and marks <= seen
+        seen |= marks
+
+
+class _SenderKeys:
+    """Tells which device of a user sent an envelope: its Olm identity key is stable, devices of a user differ in it."""
+
+    def __init__(self, observations: Sequence[Observation], spans: Sequence[CallSpan]) -> None:
+        self._stints: dict[UserId, list[DeviceStint]] = defaultdict(list)
+        for span in spans:
+            for stint in span.stints:
+                if not stint.sealed:
+                    self._stints[stint.user_id].append(stint)
+        self._by_key: dict[str, Device] = {}
+        uses: dict[tuple[UserId, str], list[datetime]] = defaultdict(list)
+        addressed: dict[tuple[UserId, str], set[DeviceId]] = defaultdict(set)
+        for observation in observations:
+            if isinstance(observation.body, OlmEnvelope):
+                body = observation.body
+                uses[(body.sender, body.sender_key_id)].append(observation.event_at)
+                if body.sender == body.recipient:
+                    addressed[(body.sender, body.sender_key_id)].add(body.recipient_device)
+        for (user, key_id), times in uses.items():
+            own = self._stints[user]
+            devices = list(dict.fromkeys(stint.device_id for stint in own))
+            left = [device for device in devices if device not in addressed[(user, key_id)]] or devices
+            if left:
+                self._by_key[key_id] = (user, max(left, key=lambda device: self._fit(own, device, times)))
+
+    @staticmethod
+    def _fit(stints: list[DeviceStint], device: DeviceId, times: list[datetime]) -> int:
+        own = [stint for stint in stints if stint.device_id == device]
+        return sum(any(is_near(s.joined_at, s.left_at, at, ENVELOPE_SLACK) for s in own) for at in times)
+
+    def device_of(self, body: OlmEnvelope) -> Device | None:
+        """Give the sending device if its user has a call device at all."""
+        return self._by_key.get(body.sender_key_id)

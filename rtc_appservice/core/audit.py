@@ -1,0 +1,138 @@
+"""
+The whole pure pipeline over recorded transactions: read, place envelopes, project, report.
+
+What `run` does through the database, `audit` does in memory, by the same functions.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from rtc_appservice.core.envelope import place, placed_observation
+from rtc_appservice.core.ledger import history_ledger
+from rtc_appservice.core.model import (
+    HeldEnvelope,
+    Observation,
+    Report,
+    RoomHistory,
+    RoomId,
+    ServerName,
+    Settings,
+    StintSpan,
+    UserId,
+)
+from rtc_appservice.core.report import build_report
+from rtc_appservice.core.session import project_room
+from rtc_appservice.core.stints import build_spans, build_stints, in_order
+from rtc_appservice.core.wire import TransactionReader
+
+
+class RecordedTransaction(Struct, frozen=True):
+    """A transaction as it was received: the body as parsed JSON."""
+
+    received_at: datetime
+    body: dict[str, Any]
+
+
+def audit(
+    transactions: Iterable[RecordedTransaction],
+    *,
+    homeserver: str | None,
+    scope: str,
+    secret: bytes,
+    settings: Settings | None = None,
+) -> Report:
+    """
+    Audit recorded transactions; the report is made as of the last one, and what is not due then stays `pending`.
+
+    `scope` is `auto`, `rooms` or `users` (envelopes of all local users were shown). With `auto` they count as shown
+    where transactions carried to-device messages or one-time-key counts of two users: one alone may be our own.
+    `homeserver` None: the server name most users of the recording have.
+    """
+    recorded = sorted(transactions, key=lambda transaction: transaction.received_at)
+    name = ServerName(homeserver or _most_frequent_server(recorded))
+    reader = TransactionReader(name, secret)
+    observations: dict[RoomId, list[Observation]] = defaultdict(list)
+    held: list[HeldEnvelope] = []
+    watched: set[RoomId] = set()
+    served: set[UserId] = set()
+    watermark_at: datetime | None = None
+    for transaction in recorded:
+        intake = reader.read(
+            transaction.body, received_at=transaction.received_at, watched=watched, watermark_at=watermark_at
+        )
+        for observation in intake.observations:
+            observations[observation.room_id].append(observation)
+        held += intake.envelopes
+        watched |= intake.rtc_rooms
+        served |= intake.served_users
+        if intake.newest_at is not None:
+            watermark_at = max(intake.newest_at, watermark_at or intake.newest_at)
+    if watermark_at is None:
+        watermark_at = recorded[-1].received_at if recorded else datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+    for observation in _placed(held, observations, watermark_at):
+        observations[observation.room_id].append(observation)
+    histories = [
+        RoomHistory(
+            homeserver=name,
+            room_id=room_id,
+            observations=tuple(found),
+            watermark_at=watermark_at,
+            envelopes=len(served) > 1 if scope == "auto" else scope == "users",
+        )
+        for room_id, found in observations.items()
+        if room_id in watched
+    ]
+    sessions = [session for history in histories for session in project_room(history, settings)]
+    in_history = sum(
+        entry.redacted_at is None for history in histories for entry in history_ledger(history.observations)
+    )
+    return build_report(
+        [session.report for session in sessions], gaps=(), room_keys_in_history=in_history, now=watermark_at
+    )
+
+
+def _placed(
+    held: Iterable[HeldEnvelope], observations: dict[RoomId, list[Observation]], watermark_at: datetime
+) -> list[Observation]:
+    spans_of: dict[UserId, list[StintSpan]] = defaultdict(list)
+    for room_id, found in observations.items():
+        for span in build_spans(build_stints(in_order(found), watermark_at)):
+            for (user_id, device_id), stints in span.devices().items():
+                spans_of[user_id] += [
+                    StintSpan(
+                        room_id=room_id,
+                        slot_id=span.slot_id,
+                        user_id=user_id,
+                        device_id=device_id,
+                        joined_at=stint.joined_at,
+                        left_at=stint.left_at,
+                    )
+                    for stint in stints
+                ]
+    placed = []
+    for envelope in held:
+        sender, recipient = envelope.body.sender, envelope.body.recipient
+        spans = spans_of[sender] + (spans_of[recipient] if recipient != sender else [])
+        room = place(envelope, spans)
+        if room is not None:
+            placed.append(placed_observation(envelope, room))
+    return placed
+
+
+def _most_frequent_server(recorded: Iterable[RecordedTransaction]) -> str:
+    """Guess whose recording it is: recipients of to-device messages are local, else most senders are."""
+    seen: Counter[str] = Counter()
+    for transaction in recorded:
+        messages = transaction.body.get("de.sorunome.msc2409.to_device") or transaction.body.get("to_device")
+        for message in messages if isinstance(messages, list) else ():
+            if isinstance(message, dict) and isinstance(message.get("to_user_id"), str):
+                seen[message["to_user_id"].partition(":")[2]] += 1000
+        events = transaction.body.get("events")
+        for event in events if isinstance(events, list) else ():
+            if isinstance(event, dict) and isinstance(event.get("sender"), str):
+                seen[event["sender"].partition(":")[2]] += 1
+    return seen.most_common(1)[0][0] if seen else "unknown"

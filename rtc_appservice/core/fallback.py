@@ -1,0 +1,165 @@
+"""
+Stage 5: fallback occurrences and what caused them.
+
+To-device is the primary key transport, so a device's first room key in a call is a fallback occurrence; later
+ones add to its count. Causes are tried in a fixed order and the first that fits is taken.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
+from rtc_appservice.core.model import BLOCKING_CAUSES, DeviceRef, Evidence, Fallback, FallbackCause
+from rtc_appservice.core.stints import DeviceStint
+
+#: "With its own join".
+WITH_JOIN = timedelta(seconds=5)
+#: A device may have been seen to distribute by to-device this long ago.
+HISTORY = timedelta(days=30)
+
+_CONFIDENCE = {
+    FallbackCause.STRAY: 0.9,
+    FallbackCause.AFTER_LEAVE: 0.95,
+    FallbackCause.FOLLOWED: 0.95,
+    FallbackCause.GAVE_UP: 0.8,
+    FallbackCause.HOST_CANNOT_SEND: 0.9,
+    FallbackCause.ROOM_ONLY_CLIENT: 0.95,
+    FallbackCause.UNKNOWN: 0.3,
+}
+#: An inferred room key has the length of one, which ordinary messages can share.
+_INFERRED_FACTOR = 0.8
+
+
+@dataclass(slots=True, frozen=True)
+class Occurrence:
+    """A fallback with the room keys it rests on."""
+
+    fallback: Fallback
+    device: Device
+    stint: DeviceStint | None
+    room_keys: tuple[RoomKeySeen, ...]
+
+    @property
+    def blocks(self) -> bool:
+        """Tell whether it stands in the way of switching the backup off."""
+        return self.fallback.cause in BLOCKING_CAUSES
+
+
+@dataclass(slots=True, frozen=True)
+class Context:
+    """What causes are decided with, beside the call's own traffic."""
+
+    beginning_seen: bool
+    envelopes: bool
+    to_device_history: Mapping[Device, datetime]
+
+
+def find_fallbacks(call: CallTraffic, context: Context) -> list[Occurrence]:
+    """Give the fallback occurrences of a call, one per device stint, in order of time."""
+    grouped: dict[tuple[Device, int | None], list[RoomKeySeen]] = {}
+    for key in call.room_keys:
+        grouped.setdefault((key.sender, None if key.stint is None else id(key.stint)), []).append(key)
+    return [_occurrence(call, context, keys) for keys in grouped.values()]
+
+
+def _occurrence(call: CallTraffic, context: Context, keys: Sequence[RoomKeySeen]) -> Occurrence:
+    first = keys[0]
+    foreign = next((key for key in call.room_keys if key.sender != first.sender and key.at <= first.at), None)
+    if foreign is not None and (foreign.at, foreign.observation.identity) > (first.at, first.observation.identity):
+        foreign = None
+    cause, candidates = _cause(call, context, keys, foreign)
+    evidence = max((key.evidence for key in keys), key=list(Evidence).index)
+    confidence = _CONFIDENCE[cause] * (_INFERRED_FACTOR if evidence is Evidence.INFERRED else 1.0)
+    caused_by = None
+    if cause is FallbackCause.FOLLOWED and foreign is not None:
+        caused_by = DeviceRef(user_id=foreign.sender[0], device_id=foreign.sender[1])
+    user_id, device_id = first.sender
+    fallback = Fallback(
+        user_id=user_id,
+        device_id=device_id,
+        cause=cause,
+        caused_by=caused_by,
+        at=first.at,
+        room_keys=len(keys),
+        evidence=evidence,
+        confidence=round(confidence, 2),
+        candidates=candidates,
+        key_was_private=_was_private(call, keys),
+    )
+    return Occurrence(fallback, first.sender, first.stint, tuple(keys))
+
+
+def _cause(
+    call: CallTraffic, context: Context, keys: Sequence[RoomKeySeen], foreign: RoomKeySeen | None
+) -> tuple[FallbackCause, tuple[FallbackCause, ...]]:
+    first = keys[0]
+    stint = first.stint
+    if stint is None:
+        if context.beginning_seen:
+            return FallbackCause.STRAY, ()
+        return FallbackCause.UNKNOWN, (FallbackCause.STRAY, FallbackCause.AFTER_LEAVE)
+    if first.after_leave:
+        return FallbackCause.AFTER_LEAVE, ()
+    padded = _is_padded(keys)
+    sends_to_device = any(delivery.stint.device == first.sender for delivery in call.deliveries)
+    if foreign is not None:
+        if sends_to_device or padded or _was_silent(call, stint, foreign):
+            return FallbackCause.FOLLOWED, ()
+    elif context.beginning_seen:
+        if _distributed_before(call, context, first):
+            return FallbackCause.GAVE_UP, ()
+        if padded:
+            return FallbackCause.HOST_CANNOT_SEND, ()
+    with_join = abs(first.at - stint.joined_at) <= WITH_JOIN
+    looks_room_only = not padded and with_join and not sends_to_device
+    if foreign is not None and looks_room_only and not context.envelopes and not _is_old_form(keys):
+        # Keys were already flowing when it joined: a smart client would have switched just as fast.
+        return FallbackCause.UNKNOWN, (FallbackCause.FOLLOWED, FallbackCause.ROOM_ONLY_CLIENT)
+    if looks_room_only and (context.beginning_seen or _is_old_form(keys)):
+        return FallbackCause.ROOM_ONLY_CLIENT, ()
+    if foreign is None and not context.beginning_seen:
+        left = [FallbackCause.FOLLOWED, FallbackCause.GAVE_UP, FallbackCause.HOST_CANNOT_SEND]
+        return FallbackCause.UNKNOWN, tuple(left if padded else [*left[:2], FallbackCause.ROOM_ONLY_CLIENT])
+    return FallbackCause.UNKNOWN, (FallbackCause.FOLLOWED, FallbackCause.ROOM_ONLY_CLIENT)
+
+
+def _is_padded(keys: Sequence[RoomKeySeen]) -> bool:
+    """The newer manager (js-sdk 37.11 on) pads its base64, the legacy one does not."""
+    return any(mark.padded for key in keys for mark in key.keys)
+
+
+def _is_old_form(keys: Sequence[RoomKeySeen]) -> bool:
+    """Before js-sdk 34.6 there was no `sent_ts`, and `keys` held the whole history: no smart client ever wrote so."""
+    return any(len(key.keys) > 1 or key.has_sent_ts is False for key in keys)
+
+
+def _was_silent(call: CallTraffic, stint: DeviceStint, foreign: RoomKeySeen) -> bool:
+    """It was present with others before the foreign key, longer than a room-only client waits, and sent none."""
+    for other in call.span.stints:
+        if other is stint or other.sealed or not other.overlaps(stint):
+            continue
+        together = max(other.joined_at, stint.joined_at)
+        if together + WITH_JOIN < foreign.at:
+            return True
+    return False
+
+
+def _distributed_before(call: CallTraffic, context: Context, first: RoomKeySeen) -> bool:
+    if any(delivery.stint.device == first.sender and delivery.at < first.at for delivery in call.deliveries):
+        return True
+    seen = context.to_device_history.get(first.sender)
+    return seen is not None and call.span.started_at - HISTORY <= seen < call.span.started_at
+
+
+def _was_private(call: CallTraffic, keys: Sequence[RoomKeySeen]) -> bool | None:
+    """Tell whether one of these keys had been read from a to-device message before, by the comparison tags."""
+    sealed = {
+        mark.tag
+        for delivery in call.deliveries
+        if delivery.stint.device == keys[0].sender
+        for mark in delivery.keys
+        if mark.tag is not None
+    }
+    tags = {mark.tag for key in keys for mark in key.keys if mark.tag is not None}
+    return bool(sealed & tags) if sealed and tags else None

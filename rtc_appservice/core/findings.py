@@ -1,0 +1,374 @@
+"""Stage 5: findings of one call, each with severity, evidence and the observations it rests on."""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
+from rtc_appservice.core.fallback import Occurrence
+from rtc_appservice.core.generation import NO_REACTION
+from rtc_appservice.core.model import (
+    CallId,
+    DeviceId,
+    DeviceRef,
+    Evidence,
+    FallbackCause,
+    Finding,
+    FindingKind,
+    Observation,
+    Outcome,
+    Participant,
+    Rejected,
+    RoomKey,
+    Settings,
+    Severity,
+    ToDeviceKey,
+    UserId,
+)
+from rtc_appservice.core.obligations import Obligation
+from rtc_appservice.core.stints import DeviceStint
+
+#: Finding ids are UUIDv5 in this namespace: equal identity, equal id, on every replay.
+_NAMESPACE = uuid.UUID("9b0f5f0e-5e0c-5a54-9c9b-0d6a6f1a7c11")
+#: More findings than this in one call say nothing more.
+MAX_FINDINGS = 1000
+
+_CAUSE_SEVERITY = {
+    FallbackCause.STRAY: Severity.WARNING,
+    FallbackCause.AFTER_LEAVE: Severity.INFO,
+    FallbackCause.FOLLOWED: Severity.INFO,
+    FallbackCause.GAVE_UP: Severity.WARNING,
+    FallbackCause.HOST_CANNOT_SEND: Severity.WARNING,
+    FallbackCause.ROOM_ONLY_CLIENT: Severity.WARNING,
+    FallbackCause.UNKNOWN: Severity.INFO,
+}
+
+
+@dataclass(slots=True, frozen=True)
+class Rotation:
+    """A staying sender's answer to a leave: when its next new key came, if one did."""
+
+    device: Device
+    left_at: datetime
+    because_of: str
+    rotated_at: datetime | None
+    covered: bool  #: it is in room mode and the timeline was readable: silence means no new key
+
+
+@dataclass(slots=True, frozen=True)
+class Case:
+    """A call as findings need it."""
+
+    call_id: CallId
+    call: CallTraffic
+    participants: Sequence[Participant]
+    fallbacks: Sequence[Occurrence]
+    owed: Sequence[Obligation]  #: only those that ended otherwise than met or pending
+    rotations: Sequence[Rotation]
+    observations: Sequence[Observation]  #: of the room, within the call
+    encrypted_room: bool | None
+    history_visibility: str | None
+    watermark_at: datetime
+    settled: bool
+    settings: Settings
+
+
+def find(case: Case) -> tuple[Finding, ...]:
+    """Give the findings of a call, in order of time; beyond 1,000 one `flood` stands for the rest."""
+    sources = (_fallbacks, _obligations, _rotations, _splits, _keys_in_clear, _indexes, _memberships)
+    found = sorted(
+        (finding for source in sources for finding in source(case)),
+        key=lambda finding: (finding.at, finding.finding_id),
+    )
+    if len(found) <= MAX_FINDINGS:
+        return tuple(found)
+    kept, rest = found[:MAX_FINDINGS], found[MAX_FINDINGS:]
+    flood = _finding(
+        case, FindingKind.FLOOD, Severity.WARNING, rest[0].at, Evidence.DIRECT, None, details={"suppressed": len(rest)}
+    )
+    return (*kept, flood)
+
+
+def _fallbacks(case: Case) -> Iterator[Finding]:
+    for occurrence in case.fallbacks:
+        fallback = occurrence.fallback
+        kind = FindingKind.STRAY_KEY if fallback.cause is FallbackCause.STRAY else FindingKind.FALLBACK
+        details: dict[str, Any] = {
+            "cause": fallback.cause,
+            "room_keys": fallback.room_keys,
+            "confidence": fallback.confidence,
+            "blocks_switch_off": occurrence.blocks,
+        }
+        if fallback.caused_by is not None:
+            details["caused_by"] = {
+                "user_id": fallback.caused_by.user_id,
+                "device_id": fallback.caused_by.device_id,
+            }
+        if fallback.key_was_private is not None:
+            details["key_was_private"] = fallback.key_was_private
+        yield _finding(
+            case,
+            kind,
+            _CAUSE_SEVERITY[fallback.cause],
+            fallback.at,
+            fallback.evidence,
+            occurrence.device,
+            obligation="" if occurrence.stint is None else occurrence.stint.opened_by.identity,
+            details=details,
+            rests_on=[key.observation.identity for key in occurrence.room_keys],
+        )
+
+
+def _obligations(case: Case) -> Iterator[Finding]:
+    for owed in case.owed:
+        if owed.outcome in (Outcome.MISSING, Outcome.RECOVERED_BY_ROOM_EVENT):
+            kind, severity = FindingKind.KEY_NOT_RECEIVED, Severity.WARNING
+        elif owed.outcome is Outcome.LATE:
+            kind, severity = FindingKind.KEY_LATE, Severity.INFO
+        else:
+            continue
+        waited = None if owed.met_at is None else (owed.met_at - owed.owed_at).total_seconds()
+        sender, recipient = owed.sender.device, owed.recipient.device
+        yield _finding(
+            case,
+            kind,
+            severity,
+            owed.owed_at,
+            owed.evidence,
+            sender,
+            obligation=" ".join(
+                (owed.moment, owed.because_of, owed.sender.opened_by.identity, owed.recipient.opened_by.identity)
+            ),
+            details={
+                "recipient": {"user_id": recipient[0], "device_id": recipient[1]},
+                "moment": owed.moment,
+                "outcome": owed.outcome,
+                "covered_by": "room_event" if owed.outcome is Outcome.RECOVERED_BY_ROOM_EVENT else None,
+                "waited_seconds": waited,
+            },
+            rests_on=[owed.because_of],
+        )
+
+
+def _rotations(case: Case) -> Iterator[Finding]:
+    horizon = timedelta(seconds=case.settings.horizon_seconds)
+    for rotation in case.rotations:
+        if rotation.rotated_at is None and rotation.covered and case.watermark_at >= rotation.left_at + horizon:
+            yield _finding(
+                case,
+                FindingKind.NOT_ROTATED,
+                Severity.WARNING,
+                rotation.left_at,
+                Evidence.INFERRED,
+                rotation.device,
+                obligation=rotation.because_of,
+                details={"horizon_seconds": case.settings.horizon_seconds},
+                rests_on=[rotation.because_of],
+            )
+
+
+def _splits(case: Case) -> Iterator[Finding]:
+    """Two live participants who cannot get each other's keys though both send."""
+    generations = {(p.user_id, p.device_id): p.generation for p in case.participants}
+    to_device = {delivery.stint.device for delivery in case.call.deliveries}
+    room_mode: dict[Device, list[RoomKeySeen]] = defaultdict(list)
+    for key in case.call.room_keys:
+        if key.stint is not None and not key.after_leave:
+            room_mode[key.sender].append(key)
+    told: set[tuple[Device, Device]] = set()
+    for key in (key for keys in room_mode.values() for key in keys):
+        for other, stints in case.call.span.devices().items():
+            stays = any(stint.is_live(key.at) and stint.is_live(key.at + NO_REACTION) for stint in stints)
+            silent = not any(own.at <= key.at + NO_REACTION for own in room_mode.get(other, ()))
+            by_to_device = other in to_device or generations.get(other, "").startswith("D")
+            due = case.watermark_at >= key.at + NO_REACTION
+            if other == key.sender or not (stays and silent and by_to_device and due) or (key.sender, other) in told:
+                continue
+            told.add((key.sender, other))
+            yield _split(case, "transport_split", key.at + NO_REACTION, key.sender, other, [key.observation.identity])
+    dialects: list[tuple[str, DeviceStint]] = [
+        (body.dialect, stint) for stint in case.call.span.stints for body in stint.memberships[:1] if body.dialect
+    ]
+    for position, (mine, stint) in enumerate(dialects):
+        for theirs, earlier in dialects[:position]:
+            if mine != theirs and stint.overlaps(earlier):
+                at = max(stint.joined_at, earlier.joined_at)
+                rests_on = [earlier.opened_by.identity, stint.opened_by.identity]
+                yield _split(case, "dialect_split", at, earlier.device, stint.device, rests_on)
+
+
+def _split(case: Case, how: str, at: datetime, one: Device, other: Device, rests_on: list[str]) -> Finding:
+    details = {"split": how, "other": {"user_id": other[0], "device_id": other[1]}}
+    return _finding(
+        case,
+        FindingKind.SPLIT_CALL,
+        Severity.CRITICAL,
+        at,
+        Evidence.INFERRED if how == "transport_split" else Evidence.DIRECT,
+        one,
+        obligation=f"{how} {other[0]} {other[1]}",
+        details=details,
+        rests_on=rests_on,
+    )
+
+
+def _keys_in_clear(case: Case) -> Iterator[Finding]:
+    """Keys readable by the server, and keys that stand in room history: one finding per sender and day, counted."""
+    clear: dict[tuple[Device, str, str], list[Observation]] = defaultdict(list)
+    history: dict[tuple[Device, str, str], list[Observation]] = defaultdict(list)
+    for observation in case.observations:
+        body, day = observation.body, observation.event_at.date().isoformat()
+        if isinstance(body, RoomKey):
+            device = (body.sender, body.device_id)
+            history[(device, day, "room_event")].append(observation)
+            if not body.encrypted:
+                clear[(device, day, "room_event")].append(observation)
+        elif isinstance(body, ToDeviceKey) and not body.encrypted:
+            claimed = body.claimed_device_id or DeviceId("")
+            clear[((body.sender, claimed), day, "to_device")].append(observation)
+    for (device, day, key_transport), found in clear.items():
+        yield _counted(case, FindingKind.KEY_IN_CLEAR, Severity.WARNING, device, day, key_transport, found)
+    for (device, day, key_transport), found in history.items():
+        severity = Severity.INFO if case.encrypted_room else Severity.WARNING
+        yield _counted(case, FindingKind.KEY_READABLE_IN_HISTORY, severity, device, day, key_transport, found)
+
+
+def _counted(
+    case: Case, kind: FindingKind, severity: Severity, device: Device, day: str, how: str, found: list[Observation]
+) -> Finding:
+    return _finding(
+        case,
+        kind,
+        severity,
+        found[0].event_at,
+        Evidence.DIRECT if kind is FindingKind.KEY_IN_CLEAR else _grade(found),
+        device,
+        obligation=f"{day} {how}",
+        details={
+            "key_transport": how,
+            "count": len(found),
+            "encrypted_room": case.encrypted_room,
+            "history_visibility": case.history_visibility,
+        },
+        rests_on=[observation.identity for observation in found],
+        counted=True,
+    )
+
+
+def _indexes(case: Case) -> Iterator[Finding]:
+    """A new key under a lower index, and an old key under a new index; needs comparison tags."""
+    by_stint: dict[int, list[RoomKeySeen]] = defaultdict(list)
+    for key in case.call.room_keys:
+        if key.stint is not None:
+            by_stint[id(key.stint)].append(key)
+    for keys in by_stint.values():
+        index_of: dict[str, int] = {}
+        highest = -1
+        for key in keys:
+            for mark in key.keys:
+                if mark.tag is None:
+                    continue
+                rests_on = [key.observation.identity]
+                known = index_of.get(mark.tag)
+                if known is not None and known != mark.index:
+                    yield _key_finding(case, FindingKind.KEY_REUSED, key, mark.index, known, rests_on)
+                elif known is None and mark.index < highest and not _wraps(highest, mark.index):
+                    yield _key_finding(case, FindingKind.INDEX_REGRESSED, key, mark.index, highest, rests_on)
+                index_of.setdefault(mark.tag, mark.index)
+                highest = mark.index if _wraps(highest, mark.index) else max(highest, mark.index)
+
+
+def _wraps(highest: int, index: int) -> bool:
+    """Indexes wrap at 256 since js-sdk 34.9, at 16 before."""
+    return index == 0 and highest in (15, 255)
+
+
+def _key_finding(
+    case: Case, kind: FindingKind, key: RoomKeySeen, index: int, before: int, rests_on: list[str]
+) -> Finding:
+    severity = Severity.WARNING if kind is FindingKind.KEY_REUSED else Severity.INFO
+    details = {"index": index, "earlier_index": before}
+    return _finding(
+        case,
+        kind,
+        severity,
+        key.at,
+        key.evidence,
+        key.sender,
+        obligation=key.observation.identity,
+        details=details,
+        rests_on=rests_on,
+    )
+
+
+def _memberships(case: Case) -> Iterator[Finding]:
+    for stint in case.call.span.stints:
+        for body in stint.memberships[:1]:
+            if body.claimed_user_id is not None:
+                yield _finding(
+                    case,
+                    FindingKind.FORGED_MEMBERSHIP,
+                    Severity.WARNING,
+                    stint.joined_at,
+                    Evidence.DIRECT,
+                    stint.device,
+                    obligation=stint.opened_by.identity,
+                    details={"state_key_names": body.claimed_user_id},
+                    rests_on=[stint.opened_by.identity],
+                )
+    malformed: dict[tuple[UserId, str], list[Observation]] = defaultdict(list)
+    for observation in case.observations:
+        body_ = observation.body
+        if isinstance(body_, Rejected) and body_.reason == "malformed" and body_.sender is not None:
+            malformed[(body_.sender, observation.event_at.date().isoformat())].append(observation)
+    for (sender, day), found in malformed.items():
+        fields = sorted({o.body.field for o in found if isinstance(o.body, Rejected) and o.body.field})
+        yield _finding(
+            case,
+            FindingKind.MALFORMED,
+            Severity.INFO,
+            found[0].event_at,
+            Evidence.DIRECT,
+            (sender, DeviceId("")),
+            obligation=day,
+            details={"count": len(found), "fields": fields},
+            rests_on=[observation.identity for observation in found],
+            counted=True,
+        )
+
+
+def _finding(
+    case: Case,
+    kind: FindingKind,
+    severity: Severity,
+    at: datetime,
+    evidence: Evidence,
+    device: Device | None,
+    *,
+    obligation: str = "",
+    details: dict[str, Any],
+    rests_on: Iterable[str] = (),
+    counted: bool = False,
+) -> Finding:
+    """Build a finding. One that counts settles with its call; others when nothing still due can change them."""
+    who = "" if device is None else f"{device[0]} {device[1]}"
+    due = at + timedelta(seconds=case.settings.horizon_seconds + case.settings.late_seconds)
+    return Finding(
+        finding_id=str(uuid.uuid5(_NAMESPACE, "\0".join((kind, case.call_id, who, obligation)))),
+        kind=kind,
+        severity=severity,
+        at=at,
+        evidence=evidence,
+        subject=None if device is None else DeviceRef(user_id=device[0], device_id=device[1]),
+        settled=case.settled or (not counted and case.watermark_at >= due),
+        details=details,
+        observations=tuple(rests_on),
+    )
+
+
+def _grade(found: Sequence[Observation]) -> Evidence:
+    is_decrypted = any(isinstance(o.body, RoomKey) and o.body.encrypted for o in found)
+    return Evidence.DECRYPTED if is_decrypted else Evidence.DIRECT

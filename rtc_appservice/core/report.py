@@ -1,0 +1,30 @@
+"""Stage 5: calls, gaps and the ledger's total in, the whole report out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+
+from rtc_appservice.core.model import CallReport, Gap, Report, Totals
+from rtc_appservice.core.readiness import assess
+
+SCHEMA_VERSION = 1
+
+
+def build_report(
+    calls: Sequence[CallReport], *, gaps: Sequence[Gap], room_keys_in_history: int, now: datetime
+) -> Report:
+    """Build a report over calls, in order of start."""
+    ordered = tuple(sorted(calls, key=lambda call: (call.started_at, call.call_id)))
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        generated_at=now,
+        calls=ordered,
+        totals=Totals(
+            calls=len(ordered),
+            by_verdict=dict(sorted(Counter(call.verdict.value for call in ordered).items())),
+            by_evidence=dict(sorted(Counter(call.evidence.value for call in ordered).items())),
+            room_keys_in_history=room_keys_in_history,
+        ),
+        readiness=assess(ordered, now),
+        gaps=tuple(gaps),
+    )
