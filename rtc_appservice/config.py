@@ -1,0 +1,252 @@
+"""
+The configuration: a YAML file and the environment become one frozen `Config`, or one error that names every fault.
+
+Section and key names follow mautrix where it has them. The file is only ever read. Any key can be set from the
+environment as `RTC_APPSERVICE_SECTION__KEY`, which wins over the file; a secret can be named as a file (`…_file`).
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
+from pydantic import field_validator as check
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from rtc_appservice.core.model import Settings
+
+ENV_PREFIX = "RTC_APPSERVICE_"
+ENV_DELIMITER = "__"
+
+#: HMAC-SHA-256 keys shorter than this would be easier to guess than a media key (16 bytes).
+SECRET_MIN_BYTES = 16
+
+
+def _http_url(value: str) -> str:
+    """Give the URL back without a slash at its end; ValueError if it is not http or https with a host."""
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be a URL that starts with http:// or https://")
+    return value.rstrip("/")
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    """Give the URL back; ValueError, without the URL, if PostgreSQL would not take it."""
+    if urlsplit(value.get_secret_value()).scheme not in {"postgres", "postgresql"}:
+        raise ValueError("must be a URL that starts with postgresql://")
+    return value
+
+
+def _contents(path: Path) -> SecretStr:
+    """Read a secret from the file that a key names; surrounding whitespace is not part of it."""
+    try:
+        text = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not text"
+        raise ValueError(f"file {path} cannot be read: {reason}") from error
+    if not text:
+        raise ValueError(f"file {path} is empty")
+    return SecretStr(text)
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    """Give the secret back; ValueError if it is too short to key anything with."""
+    if len(value.get_secret_value().encode()) < SECRET_MIN_BYTES:
+        raise ValueError(f"must have at least {SECRET_MIN_BYTES} bytes; `rtc-appservice config` makes a fresh one")
+    return value
+
+
+def _only_one(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    """Give the secret from a file back; ValueError if the key is also given directly."""
+    direct = str(info.field_name).removesuffix("_file")
+    if value is not None and info.data.get(direct) is not None:
+        raise ValueError(f"is given, and `{direct}` too; keep one of them")
+    return value
+
+
+def _reveal(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
+DeploymentSecret = Annotated[SecretStr, AfterValidator(_long_enough)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+FromFile = BeforeValidator(_contents)
+
+
+class Section(BaseModel):
+    """One section of the file: immutable, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Homeserver(Section):
+    """The homeserver that hands us its transactions."""
+
+    address: HttpUrl = Field(examples=["http://localhost:8008"], description="Where we reach its client API.")
+    domain: str = Field(
+        min_length=1, examples=["example.org"], description="Its server name: what follows the colon in its user ids."
+    )
+
+
+class Appservice(Section):
+    """The listener that the homeserver sends to."""
+
+    address: HttpUrl = Field(
+        "http://localhost:29331", description="Where the homeserver reaches us; goes into the registration."
+    )
+    hostname: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
+    port: Port = Field(29331, description="Port to listen on.")
+    max_body_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024 * 1024, description="Largest transaction taken; Synapse can send some 13 MB."
+    )
+    registration: Path = Field(
+        Path("registration.yaml"),
+        description="The registration file: the one source of id, tokens, sender and namespaces.",
+    )
+
+
+class Database(Section):
+    """Where the facts are kept."""
+
+    url: PostgresUrl | None = Field(
+        None, examples=["postgresql://user:password@host/name"], description="Without it, PostgreSQL is started by us."
+    )
+    url_file: Annotated[PostgresUrl, FromFile] | None = Field(None, description="A file that holds the URL instead.")
+    embedded_path: Path = Field(Path("postgresql"), description="Folder of the PostgreSQL that we start ourselves.")
+    pool_size: int = Field(8, ge=2, le=100, description="Connections held open.")
+
+    only_one = check("url_file")(_only_one)
+
+    @property
+    def dsn(self) -> str | None:
+        """Give the URL, wherever it came from; None: start PostgreSQL ourselves."""
+        return _reveal(self.url or self.url_file)
+
+
+class Metrics(Section):
+    """The admin listener: /metrics, /live and /ready."""
+
+    enabled: bool = Field(True, description="Whether to listen.")
+    hostname: str = Field("127.0.0.1", description="Address to listen on; never one that the internet reaches.")
+    listen_port: Port = Field(29332, description="Port to listen on.")
+
+
+class Posthog(Section):
+    """PostHog: off, without any connection, until a key is given."""
+
+    api_key: SecretStr | None = Field(None, examples=["phc_…"], description="The project's key.")
+    api_key_file: Annotated[SecretStr, FromFile] | None = Field(None, description="A file that holds the key instead.")
+    host: HttpUrl | None = Field(
+        None,
+        validate_default=True,
+        examples=["https://eu.i.posthog.com"],
+        description="Where to send; needed with a key.",
+    )
+
+    only_one = check("api_key_file")(_only_one)
+
+    @property
+    def key(self) -> str | None:
+        """Give the key, wherever it came from; None: PostHog is off."""
+        return _reveal(self.api_key or self.api_key_file)
+
+    @check("host")
+    @classmethod
+    def _host_with_key(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and (info.data.get("api_key") or info.data.get("api_key_file")):
+            raise ValueError("is missing: a key is given, so say where to send")
+        return value
+
+
+class Detection(Section):
+    """What counts as late, as missing and as over."""
+
+    grace_seconds: Seconds = Field(
+        Settings().grace_seconds, description="A key is on time when it comes this soon after the moment that owes it."
+    )
+    horizon_seconds: Seconds = Field(
+        Settings().horizon_seconds, description="A key that has not come by then did not come."
+    )
+    late_seconds: Seconds = Field(
+        Settings().late_seconds, description="How far behind the stream an arrival counts as late."
+    )
+    comparison_tags: bool = Field(
+        True, description="Keep a short keyed tag of each media key, to tell whether two are the same; never the key."
+    )
+
+    @check("horizon_seconds")
+    @classmethod
+    def _after_grace(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("grace_seconds", 0):
+            raise ValueError("must not be less than grace_seconds")
+        return value
+
+    def settings(self) -> Settings:
+        """Give the values as detection takes them."""
+        return Settings(
+            grace_seconds=self.grace_seconds, horizon_seconds=self.horizon_seconds, late_seconds=self.late_seconds
+        )
+
+
+class Logging(Section):
+    """What is written to stderr."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG names users and rooms.")
+    format: Literal["json", "console"] = Field("json", description="console is for people.")
+
+
+class Config(BaseSettings):
+    """The whole configuration, valid as it stands."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+        env_ignore_empty=True,
+    )
+
+    secret: DeploymentSecret | None = Field(
+        None,
+        description="Keys the comparison tags, the hashes of to-device messages and the pseudonyms in PostHog. "
+        "Keep it: with another one they no longer compare.",
+    )
+    secret_file: Annotated[DeploymentSecret, FromFile] | None = Field(
+        None, validate_default=True, description="A file that holds the secret instead."
+    )
+    homeserver: Homeserver
+    appservice: Appservice = Appservice()
+    database: Database = Database()
+    metrics: Metrics = Metrics()
+    posthog: Posthog = Posthog()
+    detection: Detection = Detection()
+    logging: Logging = Logging()
+
+    only_one = check("secret_file")(_only_one)
+
+    @check("secret_file")
+    @classmethod
+    def _some_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None and info.data.get("secret", value) is None and "secret" in info.data:
+            raise ValueError("is missing, and so is `secret`; `rtc-appservice config` makes a fresh one")
+        return value
+
+    @property
+    def deployment_secret(self) -> bytes:
+        """Give the secret that everything keyed is keyed with."""
+        return (_reveal(self.secret or self.secret_file) or "").encode()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file, and read nothing else."""
+        return env_settings, init_settings

@@ -1,0 +1,136 @@
+"""The file behind `Config`: read with every fault reported at once, and written once with a comment for each key."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from rtc_appservice.config import ENV_DELIMITER, ENV_PREFIX, Config
+from rtc_appservice.errors import ConfigError
+from rtc_appservice.files import read_yaml, write_secret
+
+#: Set by the command line or the operator to say which file to read; not a key of the configuration.
+PATH_VARIABLE = f"{ENV_PREFIX}CONFIG"
+
+
+def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+    """
+    Read a file and the environment into a `Config`.
+
+    Relative paths in the file start at the file's folder, those in the environment at the working directory.
+
+    Raises:
+        ConfigError: with every fault, each on its own line beginning with the key.
+    """
+    faults = [_unknown_variable(name) for name in sorted(environment) if _is_unknown(name)]
+    try:
+        config = Config(**_from_file(path))
+    except ValidationError as error:
+        faults += [_fault(details) for details in error.errors(include_input=False, include_url=False)]
+    else:
+        if not faults:
+            return config
+    raise ConfigError("\n".join([f"{path} cannot be used:", *(f"  {fault}" for fault in faults)]))
+
+
+def write_config(path: Path, *, address: str | None = None, domain: str | None = None) -> None:
+    """
+    Write a commented configuration with a fresh deployment secret, readable by its owner alone.
+
+    Raises:
+        ConfigError: if the file is there already; it is never overwritten.
+    """
+    values = {"homeserver.address": address, "homeserver.domain": domain, "secret": secrets.token_urlsafe(32)}
+    write_secret(path, render_config({key: value for key, value in values.items() if value is not None}))
+
+
+def render_config(values: Mapping[str, str]) -> str:
+    """Give the text of a configuration: every key with its comment, `values` by dotted key instead of the defaults."""
+    lines = [
+        "# Configuration of rtc-appservice. A key can also be set in the environment, which wins:",
+        f"# homeserver.domain as {_variable('homeserver.domain')}. Relative paths start at this file's folder.",
+        "",
+    ]
+    for name, field in Config.model_fields.items():
+        section = _section(field)
+        if section is None:
+            lines += [*_entry(name, field, values.get(name)), ""]
+            continue
+        lines += [f"# {(section.__doc__ or '').strip()}", f"{name}:"]
+        for key, inner in section.model_fields.items():
+            lines += [f"  {line}" for line in _entry(key, inner, values.get(f"{name}.{key}"))]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _entry(key: str, field: FieldInfo, value: str | None) -> Iterator[str]:
+    """Yield the lines of one key: its comment and its value, commented out where there is none."""
+    yield from (f"# {line}" for line in wrap(field.description or "", 100))
+    example = (field.examples or [None])[0]
+    if value is None and field.default is not PydanticUndefined:
+        value = str(field.default) if isinstance(field.default, Path) else field.default
+    elif value is None:
+        value = example
+    if value is None:
+        yield f"#{key}: {example or ''}".rstrip()
+    else:
+        yield f"{key}: {json.dumps(value, ensure_ascii=False)}"
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """Give the file's keys with paths made absolute and empty sections left out."""
+    content = read_yaml(path, command=f"config {path}")
+    return {name: _absolute(name, value, path.parent) for name, value in content.items() if value is not None}
+
+
+def _absolute(key: str, value: Any, folder: Path) -> Any:
+    """Give a value of the file with the paths in it starting at the file's folder."""
+    if isinstance(value, dict):
+        return {str(inner): _absolute(str(inner), content, folder) for inner, content in value.items()}
+    is_path = key.endswith("_file") or key in {"registration", "embedded_path"}
+    return folder / value if is_path and isinstance(value, str) else value
+
+
+def _keys() -> Iterator[str]:
+    """Yield every key of the configuration, dotted."""
+    for name, field in Config.model_fields.items():
+        section = _section(field)
+        yield from [name] if section is None else (f"{name}.{key}" for key in section.model_fields)
+
+
+def _variable(key: str) -> str:
+    return ENV_PREFIX + key.upper().replace(".", ENV_DELIMITER)
+
+
+def _is_unknown(name: str) -> bool:
+    known = {PATH_VARIABLE, *map(_variable, _keys())}
+    return name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+
+
+def _unknown_variable(name: str) -> str:
+    close = get_close_matches(name.upper(), map(_variable, _keys()), n=1)
+    return f"{name}: unknown environment variable" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _fault(details: ErrorDetails) -> str:
+    """Give one fault as a line for the operator: the key, what is wrong, how to set it. Never the value."""
+    key = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "missing":
+        return f"{key}: is missing; set it in the file or as {_variable(key)}"
+    if details["type"] == "extra_forbidden":
+        close = get_close_matches(key, list(_keys()), n=1)
+        return f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
+    return f"{key}: {details['msg'].removeprefix('Value error, ')}"
