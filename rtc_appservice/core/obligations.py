@@ -17,6 +17,8 @@ from rtc_appservice.core.stints import DeviceStint
 
 #: A delivery may overtake the membership that made it due.
 EARLY = timedelta(seconds=5)
+#: Excuse: Element Call manages keys only in encrypted rooms, and none were seen.
+KEYS_OFF = "key_management_off"
 
 
 @dataclass(slots=True, frozen=True)
@@ -146,7 +148,7 @@ def _outcome(
     if covering is not None and in_time and (device in cannot_send or recipient.device in sight.witnesses):
         return Outcome.RECOVERED_BY_ROOM_EVENT, None, covering.at, covering.evidence
     if not sight.keys_managed:
-        return Outcome.EXCUSED, "key_management_off", None, Evidence.INFERRED
+        return Outcome.EXCUSED, KEYS_OFF, None, Evidence.INFERRED
     if _gone_by(sender, owed_at + grace) or _gone_by(recipient, owed_at + grace):
         return Outcome.EXCUSED, "gone_before_grace", None, Evidence.DIRECT
     if watermark_at < owed_at + horizon:

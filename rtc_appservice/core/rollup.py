@@ -74,7 +74,7 @@ TOTALS = (CALLS_ENDED, KEY_DISTRIBUTIONS, KEY_OBLIGATIONS, KEY_FALLBACKS, FINDIN
 
 
 def fallback_of(session: CallSession, finding: Finding) -> Fallback | None:
-    """Give the fallback a `fallback` finding speaks of: its device's at that time, else its device's first."""
+    """Give the fallback a `fallback` or `stray_key` finding speaks of: its device's at that time, else its first."""
     own = [
         f for f in session.report.fallbacks if DeviceRef(user_id=f.user_id, device_id=f.device_id) == finding.subject
     ]
@@ -99,7 +99,7 @@ def increments(session: CallSession, newly_settled: Sequence[Finding], newly_end
 
     for finding in newly_settled:
         add(FINDINGS, kind=finding.kind, evidence=finding.evidence)
-        if finding.kind is FindingKind.FALLBACK:
+        if finding.kind in (FindingKind.FALLBACK, FindingKind.STRAY_KEY):
             fallback = fallback_of(session, finding)
             cause = fallback.cause if fallback else FallbackCause.UNKNOWN
             add(KEY_FALLBACKS, cause=cause, evidence=finding.evidence)

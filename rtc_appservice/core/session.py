@@ -84,6 +84,7 @@ def _project_call(
     within = _within(span, observations, settings)
     encrypted = room.encrypted(span)
     counts: Counter[Outcome] = Counter()
+    keys_off = 0
     notable = []
     for owed in obligations.obligations(
         call,
@@ -99,6 +100,7 @@ def _project_call(
         settings=settings,
     ):
         counts[owed.outcome] += 1
+        keys_off += owed.excuse == obligations.KEYS_OFF
         if owed.outcome not in _PLAIN:
             notable.append(owed)
     settle_after = timedelta(seconds=settings.horizon_seconds + settings.late_seconds)
@@ -112,6 +114,7 @@ def _project_call(
         coverage=coverage,
         participants=most,
         outcomes=counts,
+        keys_off=keys_off,
         fallbacks=fallbacks,
     )
     found = findings.find(

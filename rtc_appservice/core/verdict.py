@@ -54,12 +54,14 @@ def decide(
     coverage: Sequence[Coverage],
     participants: int,
     outcomes: Mapping[Outcome, int],
+    keys_off: int,
     fallbacks: Sequence[Occurrence],
 ) -> tuple[Verdict, Evidence]:
     """
     Give the verdict and the grade of its weakest necessary evidence.
 
-    Stray keys, and keys of devices whose stint lies in an earlier call, do not enter it.
+    Stray keys, and keys of devices whose stint lies in an earlier call, do not enter it. `keys_off` are obligations
+    excused because keys seem not to be managed at all.
     """
     if call.span.sealed:
         return Verdict.UNKNOWN, Evidence.INFERRED
@@ -86,7 +88,7 @@ def decide(
     if strongest_to_device is not None:
         # That no room key came is read off a complete timeline; that keys went by to-device, off the deliveries.
         return Verdict.TO_DEVICE, strongest_to_device
-    silent = outcomes.get(Outcome.UNCONFIRMED, 0) >= SILENT_OBLIGATIONS
+    silent = outcomes.get(Outcome.UNCONFIRMED, 0) + keys_off >= SILENT_OBLIGATIONS
     direct = outcomes.get(Outcome.MISSING, 0) > 0
     if beginning_seen and (silent or direct):
         return Verdict.NO_KEYS, Evidence.DIRECT if direct else Evidence.INFERRED
