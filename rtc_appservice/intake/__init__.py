@@ -1,0 +1,1 @@
+"""Stage 1: homeserver transactions in; 200 only after the commit."""

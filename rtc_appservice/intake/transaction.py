@@ -1,0 +1,166 @@
+"""
+Stage 1: one homeserver transaction: parse, read, store, commit. Returning means committed.
+
+A transaction that holds nothing of interest costs no write. One that is sent again holds the same room events,
+which the store recognises, and no to-device messages: those come at most once, so an outage leaves a gap.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from rtc_appservice.core.model import GapReason, RoomId, ServerName
+from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.errors import RtcAppserviceError, StoreUnavailable
+from rtc_appservice.intake.outages import Outages
+from rtc_appservice.intake.stream import Stream
+from rtc_appservice.store.gaps import load_gaps, record_gaps
+from rtc_appservice.store.observations import record
+from rtc_appservice.store.pool import Connection, Pool, store_errors
+from rtc_appservice.store.rooms import RoomCache, watched_rooms
+from rtc_appservice.store.streams import heartbeat, open_stream
+
+_log = logging.getLogger("rtc_appservice.intake")
+
+#: How often the service notes that it lives; a gap after a crash begins at most this much too early.
+HEARTBEAT_SECONDS = 10.0
+
+#: Stores one transaction body; returning means committed.
+Take = Callable[[bytes], Awaitable[Intake]]
+
+
+class BadBody(RtcAppserviceError):
+    """The body is not a transaction."""
+
+    def __init__(self, errcode: str, message: str) -> None:
+        """Take the Matrix error code and a text that quotes nothing."""
+        super().__init__(message)
+        self.errcode = errcode
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """Parse a transaction body; raises BadBody."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        body = None
+        # Outside the handler, lest the parser's error, which holds the body, become the context of ours.
+    if body is None and raw.strip() != b"null":
+        raise BadBody("M_NOT_JSON", "The body is not JSON.")
+    if not isinstance(body, dict) or not isinstance(body.get("events"), list):
+        raise BadBody("M_BAD_JSON", "The body is not an object with a list `events`.")
+    return body
+
+
+def now_utc() -> datetime:
+    """Give the wall clock."""
+    return datetime.now(UTC)
+
+
+class TransactionIntake:
+    """Takes the transactions of one homeserver; holds what must be known between two of them."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        homeserver: ServerName,
+        reader: TransactionReader,
+        *,
+        clock: Callable[[], datetime] = now_utc,
+    ) -> None:
+        """Take the pool and the homeserver's reader; `open` must be awaited before the first transaction."""
+        self._pool = pool
+        self._homeserver = homeserver
+        self._reader = reader
+        self._clock = clock
+        self._homeserver_id = 0
+        self._rooms = RoomCache()
+        self._watched: set[RoomId] = set()
+        self._stream = Stream()
+        self._outages = Outages(homeserver)
+
+    async def open(self) -> None:
+        """
+        Load where the stream stood, and record that nothing was seen since.
+
+        Every start leaves a gap, however short the stop: a homeserver that could not deliver to-device messages
+        for a moment has dropped them.
+        """
+        now = self._clock()
+        with store_errors():
+            async with self._pool.acquire() as connection:
+                state = await open_stream(connection, self._homeserver)
+                self._homeserver_id = state.homeserver_id
+                self._watched = await watched_rooms(connection, state.homeserver_id)
+                self._stream = Stream(state.watermark_at)
+                self._outages.adopt(await load_gaps(connection, state.homeserver_id, now))
+                self._outages.end(GapReason.DATABASE_DOWN, now)
+                seen = [at for at in (state.last_transaction_at, state.last_heartbeat_at) if at is not None]
+                if seen:
+                    self._outages.begin(GapReason.SERVICE_DOWN, max(seen))
+                    self._outages.end(GapReason.SERVICE_DOWN, now)
+                    self._outages.begin(GapReason.TO_DEVICE_LOST, max(seen))
+                await self._beat(connection, now)
+
+    async def take(self, raw: bytes) -> Intake:
+        """Store a transaction and give what it held; raises BadBody, or StoreUnavailable if it is not committed."""
+        body = parse_body(raw)
+        received_at = self._clock()
+        watermark_at = self._stream.watermark(received_at)
+        self._stream.begin()
+        try:
+            intake = self._reader.read(body, received_at=received_at, watched=self._watched, watermark_at=watermark_at)
+            if intake.observations or intake.envelopes:
+                await self._store(intake, received_at)
+        except BaseException as error:
+            self._stream.fail()
+            self._outages.begin(GapReason.TO_DEVICE_LOST, received_at)
+            if isinstance(error, StoreUnavailable):
+                self._outages.begin(GapReason.DATABASE_DOWN, received_at)
+            raise
+        self._stream.commit(intake.newest_at, received_at)
+        self._watched |= intake.rtc_rooms
+        if self._stream.current:
+            self._outages.end(GapReason.TO_DEVICE_LOST, received_at)
+        return intake
+
+    async def run_heartbeat(self, stop: asyncio.Event) -> None:
+        """Note every few seconds that the service lives, how far it has come and which gaps have ended."""
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), HEARTBEAT_SECONDS)
+            try:
+                await self.beat()
+            except StoreUnavailable:
+                _log.warning("the database did not take the heartbeat")
+
+    async def beat(self) -> None:
+        """Write one heartbeat; raises StoreUnavailable."""
+        now = self._clock()
+        with store_errors():
+            async with self._pool.acquire() as connection:
+                await self._beat(connection, now)
+
+    async def _beat(self, connection: Connection, now: datetime) -> None:
+        self._outages.end(GapReason.DATABASE_DOWN, now)
+        await self._write_gaps(connection)
+        await heartbeat(connection, self._homeserver_id, now, self._stream.watermark(now))
+
+    async def _store(self, intake: Intake, received_at: datetime) -> None:
+        with store_errors():
+            async with self._pool.acquire() as connection:
+                # Gaps first: once the stream's row says that the service lives, a crash would hide them.
+                await self._write_gaps(connection)
+                await record(connection, self._homeserver_id, intake, self._rooms)
+        self._outages.end(GapReason.DATABASE_DOWN, received_at)
+
+    async def _write_gaps(self, connection: Connection) -> None:
+        gaps = self._outages.unwritten()
+        if gaps:
+            await record_gaps(connection, self._homeserver_id, gaps)
+            self._outages.written(gaps)
