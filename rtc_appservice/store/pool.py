@@ -22,6 +22,9 @@ STATEMENT_TIMEOUT_SECONDS = 60.0
 #: A first connection that takes longer is a database that does not answer.
 CONNECT_TIMEOUT_SECONDS = 10.0
 
+#: SQLSTATE classes whose first line speaks of connections, access, resources, operators and our own SQL only.
+_QUOTES_NO_VALUES = ("08", "28", "3D", "42", "53", "55", "57", "58")
+
 
 async def _keep_as_is(_connection: object) -> None:
     """Leave a returned connection alone: no session state is ever set, and a reset query costs a round trip."""
@@ -53,12 +56,12 @@ def store_errors() -> Iterator[None]:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         name = type(error).__name__
-        sqlstate = getattr(error, "sqlstate", None)
+        sqlstate = getattr(error, "sqlstate", None) or ""
+        said = str(error.args[0]) if sqlstate.startswith(_QUOTES_NO_VALUES) else ""
         if not isinstance(error, OSError):
-            _blank(error, f"{name}{f' ({sqlstate})' if sqlstate else ''}")
-        raise StoreUnavailable(
-            f"The database did not answer as it should ({name}{f', SQLSTATE {sqlstate}' if sqlstate else ''})."
-        ) from error
+            _blank(error, f"{name} {sqlstate}")
+        detail = ", ".join(filter(None, (name, sqlstate and f"SQLSTATE {sqlstate}", said)))
+        raise StoreUnavailable(f"The database did not answer as it should ({detail}).") from error
 
 
 def _blank(error: BaseException, message: str) -> None:

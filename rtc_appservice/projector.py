@@ -1,0 +1,270 @@
+"""
+Stages 4 and 5: rooms with news in, call sessions, findings, totals and events to send out; all in one commit a room.
+
+Several may run on one database: each holds the rooms it projects, and passes over those another holds.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
+
+from rtc_appservice.core.envelope import place
+from rtc_appservice.core.ledger import history_ledger
+from rtc_appservice.core.model import (
+    CallId,
+    CallSession,
+    DeviceId,
+    EventId,
+    Finding,
+    Observation,
+    Redaction,
+    RoomHistory,
+    RoomId,
+    ServerName,
+    Settings,
+    UserId,
+)
+from rtc_appservice.core.rollup import increments
+from rtc_appservice.core.session import project_room
+from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.store import envelopes, findings, outbox, partitions, projection, sessions, totals
+from rtc_appservice.store.gaps import load_gaps
+from rtc_appservice.store.observations import load_room
+from rtc_appservice.store.outbox import OutboxRow
+from rtc_appservice.store.pool import Connection, Pool, store_errors
+
+log = logging.getLogger(__name__)
+
+#: A key of a device that left is told with the call it left, up to 24 h; one more for the call around it.
+CONTEXT = timedelta(hours=25)
+#: Detection asks whether a device distributed by to-device in the last 30 days.
+TO_DEVICE_HISTORY = timedelta(days=30)
+#: Rooms taken in one go, before held envelopes are looked at.
+BATCH = 100
+POLL_SECONDS = 0.5
+MAINTENANCE_SECONDS = 3600.0
+
+#: Called with a call, the findings that settled with this projection, and whether the call is new; gives what to send.
+#: `report.settled` is true in the one projection with which the call settles, and never again.
+Events = Callable[[CallSession, Sequence[Finding], bool], Sequence[OutboxRow]]
+
+
+def no_events(_session: CallSession, _newly_settled: Sequence[Finding], _first_time: bool) -> Sequence[OutboxRow]:
+    """Send nothing: no exporter is configured."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projector:
+    """What projecting the rooms of one homeserver takes."""
+
+    homeserver: ServerName
+    homeserver_id: int
+    envelopes: bool  #: the registration's scope shows Olm envelopes
+    settings: Settings = field(default_factory=Settings)
+    events: Events = no_events
+
+
+async def run_projector(
+    pool: Pool, projector: Projector, stop: asyncio.Event, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> None:
+    """Project whatever has news or falls due, and keep the partitions, until `stop` is set; outlives the database."""
+    maintained_at: datetime | None = None
+    while not stop.is_set():
+        worked = 0
+        try:
+            now = clock()
+            if maintained_at is None or (now - maintained_at).total_seconds() >= MAINTENANCE_SECONDS:
+                with store_errors():
+                    async with pool.acquire() as conn:
+                        await partitions.maintain(conn, now)
+                maintained_at = now
+            worked = await project_once(pool, projector, now)
+        except StoreUnavailable as error:
+            log.warning("projection waits for the database: %s", error)
+        if not worked:
+            try:
+                async with asyncio.timeout(POLL_SECONDS):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+
+
+async def project_once(pool: Pool, projector: Projector, now: datetime) -> int:
+    """Project rooms with news or due, then place held envelopes; give how many of both, 0 if there is nothing to do."""
+    with store_errors():
+        async with pool.acquire() as conn:
+            watermark_at = await projection.watermark(conn, projector.homeserver_id)
+            if watermark_at is None:
+                return 0
+            worked = 0
+            for room_key in await projection.candidates(conn, projector.homeserver_id, watermark_at, BATCH):
+                worked += await _project_if_free(conn, projector, room_key, watermark_at, now)
+            if projector.envelopes:
+                async with conn.transaction():
+                    worked += await _place_envelopes(conn, projector)
+            await envelopes.drop_unplaced(conn, projector.homeserver_id, watermark_at)
+            return worked
+
+
+async def _project_if_free(
+    conn: Connection, projector: Projector, room_key: int, watermark_at: datetime, now: datetime
+) -> bool:
+    """Project a room unless another does; one that cannot be projected keeps its news and does not stop the others."""
+    try:
+        with store_errors():
+            async with conn.transaction():
+                claim = await projection.claim(conn, room_key, watermark_at)
+                if claim is not None:
+                    await _project(conn, projector, claim, watermark_at, now)
+                return claim is not None
+    except Exception as error:
+        if conn.is_closed():
+            raise
+        log.warning("a room could not be projected: %s", type(error).__name__)
+        log.debug("room %s could not be projected", room_key, exc_info=True)
+        return False
+
+
+async def replay(pool: Pool, projector: Projector, now: datetime) -> int:
+    """Project every room again from its first observation on; give how many. Nothing changes but what was wrong."""
+    with store_errors():
+        async with pool.acquire() as conn:
+            marks = await projection.mark_all(conn, projector.homeserver_id)
+            while await projection.still_marked(conn, marks) and await project_once(pool, projector, now):
+                pass
+    return len(marks)
+
+
+async def _project(
+    conn: Connection, projector: Projector, claim: projection.Claim, watermark_at: datetime, now: datetime
+) -> None:
+    """Project one held room, as far back as news and open calls reach, and write what came of it."""
+    # What is older may have lost observations to retention: it stays as it was projected.
+    rebuildable_since = watermark_at - partitions.OBSERVATION_RETENTION + CONTEXT
+    unsettled = await projection.oldest_unsettled(conn, claim.room_key, rebuildable_since)
+    reasons = [at for at in (claim.oldest_news_at, unsettled) if at is not None]
+    if not reasons:
+        await projection.set_due(conn, claim.room_key, None)
+        return
+    since = await projection.first_overlapping(conn, claim.room_key, max(min(reasons) - CONTEXT, rebuildable_since))
+    from_at = await projection.first_overlapping(conn, claim.room_key, since - CONTEXT)
+    observations = await load_room(conn, projector.homeserver, claim.room_id, claim.room_key, from_at)
+    history = RoomHistory(
+        homeserver=projector.homeserver,
+        room_id=claim.room_id,
+        observations=tuple(observations),
+        watermark_at=watermark_at,
+        envelopes=projector.envelopes,
+        gaps=tuple(await load_gaps(conn, projector.homeserver_id, from_at, claim.room_id)),
+        watched_since=claim.watched_since,
+    )
+    calls, seen = await _project_with_history(conn, projector, history, since)
+    await _write(conn, projector, claim.room_key, since, calls, now)
+    await sessions.write_to_device_seen(conn, projector.homeserver_id, seen)
+    await totals.write_ledger(
+        conn, projector.homeserver_id, claim.room_key, history_ledger(observations), _redactions(observations)
+    )
+    unsettled_calls = [call for call in calls if not call.report.settled]
+    last_event_at = max((o.event_at for o in observations), default=watermark_at)
+    due_at = projection.look_again_at(watermark_at, last_event_at) if unsettled_calls else None
+    await projection.set_due(conn, claim.room_key, due_at)
+
+
+async def _project_with_history(
+    conn: Connection, projector: Projector, history: RoomHistory, since: datetime
+) -> tuple[list[CallSession], sessions.Seen]:
+    """
+    Give the calls that began at `since` or later, and what was seen of to-device in them.
+
+    Which devices were seen to distribute by to-device before is asked as of each call's own start, so that a replay,
+    which knows of later calls, decides the same.
+    """
+    calls = [call for call in project_room(history, projector.settings) if call.report.started_at >= since]
+    seen = {
+        (user_id, device_id, call.report.call_id): at
+        for call in calls
+        for user_id, device_id, at in call.to_device_seen
+    }
+    devices = {(fallback.user_id, fallback.device_id) for call in calls for fallback in call.report.fallbacks}
+    if not devices:
+        return calls, seen
+    first = min(call.report.started_at for call in calls)
+    before = await sessions.load_to_device_seen(conn, projector.homeserver_id, devices, first - TO_DEVICE_HISTORY)
+    before.update(seen)
+    decided = []
+    for call in calls:
+        as_of = _as_of(before, call)
+        again = project_room(replace(history, to_device_history=as_of), projector.settings) if as_of else calls
+        decided.append(next(each for each in again if each.report.call_id == call.report.call_id))
+    return decided, seen
+
+
+def _as_of(seen: sessions.Seen, call: CallSession) -> Mapping[tuple[UserId, DeviceId], datetime]:
+    """Give when each device that fell back in a call was last seen, before it, to distribute by to-device."""
+    report = call.report
+    devices = {(fallback.user_id, fallback.device_id) for fallback in report.fallbacks}
+    found: dict[tuple[UserId, DeviceId], datetime] = {}
+    for (user_id, device_id, call_id), at in seen.items():
+        device = (user_id, device_id)
+        if device in devices and call_id != report.call_id and at < report.started_at:
+            found[device] = max(at, found.get(device, at))
+    return found
+
+
+async def _write(
+    conn: Connection,
+    projector: Projector,
+    room_key: int,
+    since: datetime,
+    calls: Sequence[CallSession],
+    now: datetime,
+) -> None:
+    """Write calls, stints and findings, and, for what is new or settled with this, totals and events to send."""
+    homeserver_id = projector.homeserver_id
+    known = await sessions.known_calls(conn, room_key, since)
+    gone = known.keys() - {call.report.call_id for call in calls}
+    await sessions.remove_calls(conn, homeserver_id, room_key, since, gone)
+    await sessions.write_calls(conn, homeserver_id, room_key, calls)
+    await sessions.write_stints(conn, homeserver_id, room_key, calls, gone)
+    found: dict[CallId, Sequence[Finding]] = {call.report.call_id: call.report.findings for call in calls}
+    settled = await findings.write_findings(conn, homeserver_id, room_key, since, found, gone)
+    rows: list[OutboxRow] = []
+    for call in calls:
+        call_id = call.report.call_id
+        first_time = call_id not in known
+        newly_ended = call.report.settled and not known.get(call_id, False)
+        newly_settled = settled.get(call_id, [])
+        if first_time or newly_ended or newly_settled:
+            await totals.add(conn, homeserver_id, increments(call, newly_settled, newly_ended))
+            told = call if newly_ended else replace(call, report=replace(call.report, settled=False))
+            rows.extend(projector.events(told, newly_settled, first_time))
+    await outbox.put(conn, rows, now)
+
+
+async def _place_envelopes(conn: Connection, projector: Projector) -> int:
+    """Turn held envelopes between members of one call into observations of its room; give how many."""
+    held = await envelopes.placeable(conn, projector.homeserver_id, projector.homeserver)
+    if not held:
+        return 0
+    spans = await envelopes.stint_spans(conn, projector.homeserver_id, held)
+    rooms: dict[str, RoomId] = {}
+    for envelope in held:
+        users = {envelope.body.sender, envelope.body.recipient}
+        room_id = place(envelope, [span for user_id in users for span in spans.get(user_id, ())])
+        if room_id is not None:
+            rooms[envelope.identity] = room_id
+    await envelopes.place(conn, projector.homeserver_id, rooms)
+    return len(rooms)
+
+
+def _redactions(observations: Sequence[Observation]) -> dict[EventId, datetime]:
+    found: dict[EventId, datetime] = {}
+    for observation in observations:
+        if isinstance(observation.body, Redaction):
+            found.setdefault(observation.body.redacts, observation.event_at)
+    return found

@@ -1,0 +1,131 @@
+"""Stage 5: findings. Open ones follow the projection; a settled one never changes, later knowledge stands beside it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from rtc_appservice.core.model import CallId, Finding
+from rtc_appservice.store.pool import Connection
+
+#: A finding of a day can begin before the call it is told with.
+REACH = timedelta(days=1)
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Finding)
+
+
+class _Known(Struct, frozen=True):
+    settled: bool
+    body: Finding
+    revision: Finding | None
+
+
+async def write_findings(
+    conn: Connection,
+    homeserver_id: int,
+    room_key: int,
+    since: datetime,
+    found: Mapping[CallId, Sequence[Finding]],
+    gone: Collection[CallId] = (),
+) -> dict[CallId, list[Finding]]:
+    """
+    Write the findings of calls as they are projected now; give those that settled with this projection, by call.
+
+    Open findings of these calls that are not found any more are removed, settled ones stay. One that two calls
+    tell (those of a room and day) is told with the first.
+
+    Args:
+        since: no call of these began earlier.
+        gone: calls that are not projected any more.
+    """
+    now: dict[UUID, Finding] = {}
+    calls: dict[UUID, CallId] = {}
+    for call_id, each in found.items():
+        for finding in each:
+            if now.setdefault(UUID(finding.finding_id), finding) is finding:
+                calls[UUID(finding.finding_id)] = call_id
+    known = await _load(conn, room_key, since - REACH, list(now), [*found, *gone])
+    fresh: list[UUID] = []
+    outdated: list[UUID] = []
+    revised: list[tuple[UUID, str | None]] = []
+    settled: dict[CallId, list[Finding]] = {}
+    for finding_id, before in known.items():
+        if not before.settled and finding_id not in now:
+            outdated.append(finding_id)
+    for finding_id, finding in now.items():
+        previous = known.get(finding_id)
+        if previous is not None and previous.settled:
+            seen = _as_stored(finding)
+            revision = None if seen == previous.body else seen
+            if revision != previous.revision:
+                revised.append((finding_id, None if revision is None else _encoder.encode(revision).decode()))
+            continue
+        if previous is not None:
+            if _as_stored(finding) == previous.body:
+                continue
+            outdated.append(finding_id)
+        fresh.append(finding_id)
+        if finding.settled:
+            settled.setdefault(calls[finding_id], []).append(finding)
+    if outdated:
+        await conn.execute(
+            "DELETE FROM finding WHERE room_key = $1 AND at >= $2 AND finding_id = ANY($3::uuid[]) AND state = 'open'",
+            room_key,
+            since - REACH,
+            outdated,
+        )
+    if fresh:
+        await conn.execute(
+            """
+            INSERT INTO finding (room_key, homeserver_id, at, finding_id, call_id, kind, state, body)
+            SELECT $1, $2, * FROM unnest($3::timestamptz[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::jsonb[])
+            """,
+            room_key,
+            homeserver_id,
+            [now[finding_id].at for finding_id in fresh],
+            fresh,
+            [calls[finding_id] for finding_id in fresh],
+            [str(now[finding_id].kind) for finding_id in fresh],
+            ["settled" if now[finding_id].settled else "open" for finding_id in fresh],
+            [_encoder.encode(now[finding_id]).decode() for finding_id in fresh],
+        )
+    for finding_id, text in revised:
+        await conn.execute(
+            "UPDATE finding SET revision = $4::jsonb WHERE room_key = $1 AND at >= $2 AND finding_id = $3",
+            room_key,
+            since - REACH,
+            finding_id,
+            text,
+        )
+    return settled
+
+
+async def _load(
+    conn: Connection, room_key: int, since: datetime, finding_ids: list[UUID], call_ids: list[CallId]
+) -> dict[UUID, _Known]:
+    rows = await conn.fetch(
+        """
+        SELECT finding_id, state, body, revision FROM finding
+        WHERE room_key = $1 AND at >= $2 AND (finding_id = ANY($3::uuid[]) OR call_id = ANY($4::text[]))
+        """,
+        room_key,
+        since,
+        finding_ids,
+        call_ids,
+    )
+    return {
+        UUID(int=row["finding_id"].int): _Known(
+            row["state"] == "settled",
+            _decoder.decode(row["body"]),
+            None if row["revision"] is None else _decoder.decode(row["revision"]),
+        )
+        for row in rows
+    }
+
+
+def _as_stored(finding: Finding) -> Finding:
+    """Give a finding as it would be read back, to compare it with one that was."""
+    return _decoder.decode(_encoder.encode(finding))
