@@ -1,12 +1,13 @@
 """Stage 2: reads fields of untrusted JSON, naming the one at fault."""
 
-import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 #: Matrix ids, state keys and device ids are at most 255 bytes; what is longer is not one.
 MAX_TEXT = 255
 
+#: The largest integer Matrix allows in events, 2^53 - 1.
+_MAX_NUMBER = 2**53
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Year 9999, in milliseconds: later is no time at all.
 _MAX_MS = 253_402_300_799_000
@@ -39,7 +40,9 @@ def optional_number(source: dict[str, Any], name: str, path: str) -> float | Non
     value = source.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Malformed(f"{path}.{name}")
+    if not -_MAX_NUMBER < value < _MAX_NUMBER:  # NaN and the infinities included
         raise Malformed(f"{path}.{name}")
     return value
 

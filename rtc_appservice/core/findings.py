@@ -28,7 +28,7 @@ from rtc_appservice.core.model import (
     ToDeviceKey,
     UserId,
 )
-from rtc_appservice.core.obligations import Obligation
+from rtc_appservice.core.obligations import ObligationGroup
 from rtc_appservice.core.stints import DeviceStint
 
 #: Finding ids are UUIDv5 in this namespace: equal identity, equal id, on every replay.
@@ -66,7 +66,7 @@ class Case:
     call: CallTraffic
     participants: Sequence[Participant]
     fallbacks: Sequence[Occurrence]
-    owed: Sequence[Obligation]  #: only those that ended otherwise than met or pending
+    owed: Sequence[ObligationGroup]  #: only those that become findings
     rotations: Sequence[Rotation]
     observations: Sequence[Observation]  #: of the room, within the call
     encrypted_room: bool | None
@@ -124,33 +124,28 @@ def _fallbacks(case: Case) -> Iterator[Finding]:
 
 def _obligations(case: Case) -> Iterator[Finding]:
     for owed in case.owed:
-        if owed.outcome in (Outcome.MISSING, Outcome.RECOVERED_BY_ROOM_EVENT):
-            kind, severity = FindingKind.KEY_NOT_RECEIVED, Severity.WARNING
-        elif owed.outcome is Outcome.LATE:
-            kind, severity = FindingKind.KEY_LATE, Severity.INFO
-        else:
-            continue
-        waited = None if owed.met_at is None else (owed.met_at - owed.owed_at).total_seconds()
-        sender, recipient = owed.sender.device, owed.recipient.device
-        yield _finding(
-            case,
-            kind,
-            severity,
-            owed.owed_at,
-            owed.evidence,
-            sender,
-            obligation=" ".join(
-                (owed.moment, owed.because_of, owed.sender.opened_by.identity, owed.recipient.opened_by.identity)
-            ),
-            details={
-                "recipient": {"user_id": recipient[0], "device_id": recipient[1]},
-                "moment": owed.moment,
-                "outcome": owed.outcome,
-                "covered_by": "room_event" if owed.outcome is Outcome.RECOVERED_BY_ROOM_EVENT else None,
-                "waited_seconds": waited,
-            },
-            rests_on=[owed.because_of],
-        )
+        is_late = owed.outcome is Outcome.LATE
+        covered_by = "room_event" if owed.outcome is Outcome.RECOVERED_BY_ROOM_EVENT else None
+        moment = owed.moment
+        for recipient in owed.recipients():
+            identities = (owed.sender.opened_by.identity, recipient.opened_by.identity)
+            yield _finding(
+                case,
+                FindingKind.KEY_LATE if is_late else FindingKind.KEY_NOT_RECEIVED,
+                Severity.INFO if is_late else Severity.WARNING,
+                moment.at,
+                owed.evidence,
+                owed.sender.device,
+                obligation=" ".join((moment.kind, moment.because_of, *identities)),
+                details={
+                    "recipient": {"user_id": recipient.user_id, "device_id": recipient.device_id},
+                    "moment": moment.kind,
+                    "outcome": owed.outcome,
+                    "covered_by": covered_by,
+                    "waited_seconds": None if owed.met_at is None else (owed.met_at - moment.at).total_seconds(),
+                },
+                rests_on=[moment.because_of],
+            )
 
 
 def _rotations(case: Case) -> Iterator[Finding]:

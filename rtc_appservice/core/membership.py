@@ -110,7 +110,7 @@ def sticky_seconds(event: dict[str, Any]) -> float | None:
         if isinstance(mark, dict):
             duration = mark.get("duration_ms")
             if isinstance(duration, int | float) and not isinstance(duration, bool) and duration > 0:
-                return min(duration / 1000, MAX_STICKY_SECONDS)
+                return min(duration, MAX_STICKY_SECONDS * 1000) / 1000
     return None
 
 

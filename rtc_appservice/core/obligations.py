@@ -3,16 +3,19 @@ Stage 5: who owed whom a media key by to-device, and what became of it.
 
 Owed when R joins (by every S present), when S joins (to every R present), and when somebody leaves (a new
 key, by every S that stays to every R that stays). Every obligation ends in exactly one outcome.
+
+A leave in a call of k makes k(k-1) obligations, so those of one sender that end alike are kept as one group: the
+work at each moment grows with k and the deliveries near it, not with k squared.
 """
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.attribution import CallTraffic, Delivery, RoomKeySeen
-from rtc_appservice.core.model import DeviceId, EventId, Evidence, Outcome, ServerName, Settings, UserId
+from rtc_appservice.core.attribution import CallTraffic, Delivery, Device, RoomKeySeen
+from rtc_appservice.core.model import Evidence, Outcome, ServerName, Settings
 from rtc_appservice.core.stints import DeviceStint
 
 #: A delivery may overtake the membership that made it due.
@@ -22,18 +25,30 @@ KEYS_OFF = "key_management_off"
 
 
 @dataclass(slots=True, frozen=True)
-class Obligation:
-    """One key owed by one stint to another, with its outcome."""
+class Moment:
+    """What made keys owed: a join or a leave."""
 
+    kind: str  #: `join` or `leave`
+    at: datetime
+    because_of: str  #: identity of the event that opened the stint which joined or left
+
+
+@dataclass(slots=True, frozen=True)
+class ObligationGroup:
+    """The obligations of one sender at one moment that ended alike."""
+
+    moment: Moment
     sender: DeviceStint
-    recipient: DeviceStint
-    owed_at: datetime
-    moment: str  #: `join` or `leave`
-    because_of: EventId | str  #: identity of the stint that joined or left
+    among: Sequence[DeviceStint]
+    ids: frozenset[int]  #: Python ids of those among them to whom the key was owed
     outcome: Outcome
     excuse: str | None = None
     met_at: datetime | None = None
     evidence: Evidence = Evidence.INFERRED
+
+    def recipients(self) -> list[DeviceStint]:
+        """Give the stints the key was owed to."""
+        return [stint for stint in self.among if id(stint) in self.ids]
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,128 +58,141 @@ class Sight:
     homeserver: ServerName
     envelopes: bool
     keys_managed: bool
-    witnesses: frozenset[tuple[UserId, DeviceId]]  #: our own devices that read loss-free
+    witnesses: frozenset[Device]  #: our own devices that read loss-free
+    room_only: frozenset[Device]  #: owe by room event from the start
+    cannot_send: frozenset[Device]  #: could not send by to-device, or gave it up
+    watermark_at: datetime
+    settings: Settings
 
 
-class _Pairs:
+class _Traffic:
     """Deliveries and room keys of a call, ready to be asked by stint."""
 
     def __init__(self, call: CallTraffic) -> None:
-        self._deliveries: dict[tuple[int, int], list[Delivery]] = defaultdict(list)
-        for delivery in call.deliveries:
+        self._deliveries: dict[int, dict[int, list[Delivery]]] = defaultdict(lambda: defaultdict(list))
+        for delivery in sorted(call.deliveries, key=lambda found: (found.at, found.observation.identity)):
             if not delivery.after_leave:
-                self._deliveries[(id(delivery.stint), id(delivery.recipient))].append(delivery)
-        for found in self._deliveries.values():
-            found.sort(key=lambda delivery: (delivery.at, delivery.observation.identity))
+                self._deliveries[id(delivery.stint)][id(delivery.recipient)].append(delivery)
         self._room_keys: dict[int, list[RoomKeySeen]] = defaultdict(list)
         for key in call.room_keys:
             if key.stint is not None and not key.after_leave:
                 self._room_keys[id(key.stint)].append(key)
 
-    def first_delivery(self, sender: DeviceStint, recipient: DeviceStint, since: datetime) -> Delivery | None:
-        found = self._deliveries.get((id(sender), id(recipient)), [])
-        position = bisect_left(found, since, key=lambda delivery: delivery.at)
-        return found[position] if position < len(found) else None
+    def deliveries(self, sender: DeviceStint, recipients: frozenset[int], since: datetime) -> Iterator[Delivery]:
+        """Yield the first delivery since a time for each of the recipients that had one."""
+        of_sender = self._deliveries.get(id(sender))
+        if not of_sender:
+            return
+        for recipient in of_sender.keys() & recipients:
+            found = of_sender[recipient]
+            position = bisect_left(found, since, key=lambda delivery: delivery.at)
+            if position < len(found):
+                yield found[position]
 
-    def first_room_key(self, sender: DeviceStint, since: datetime | None = None) -> RoomKeySeen | None:
+    def room_key(self, sender: DeviceStint, since: datetime | None = None) -> RoomKeySeen | None:
+        """Give the sender's first room key, or its first since a time."""
         found = self._room_keys.get(id(sender), [])
         position = 0 if since is None else bisect_left(found, since, key=lambda key: key.at)
         return found[position] if position < len(found) else None
 
 
-def obligations(
-    call: CallTraffic,
-    sight: Sight,
-    room_only: frozenset[tuple[UserId, DeviceId]],
-    cannot_send: frozenset[tuple[UserId, DeviceId]],
-    watermark_at: datetime,
-    settings: Settings,
-) -> Iterator[Obligation]:
-    """
-    Yield every obligation of a call with its outcome at the watermark.
+class _Owed:
+    """Those who may be owed a key at a moment, with what is the same for every sender."""
 
-    `room_only` devices owe by room event from the start; those in `cannot_send` could not, or gave up.
-    """
-    pairs = _Pairs(call)
-    grace = timedelta(seconds=settings.grace_seconds)
-    horizon = timedelta(seconds=settings.horizon_seconds)
-    for moment, owed_at, because_of, sender, recipient in _owed(call.span.stints):
-        outcome, excuse, met_at, evidence = _outcome(
-            pairs, sight, room_only, cannot_send, watermark_at, grace, horizon, moment, owed_at, sender, recipient
+    def __init__(self, sight: Sight, moment: Moment, among: Sequence[DeviceStint]) -> None:
+        domain = ":" + sight.homeserver
+        self.moment = moment
+        self.among = among
+        self.grace = moment.at + timedelta(seconds=sight.settings.grace_seconds)
+        self.horizon = moment.at + timedelta(seconds=sight.settings.horizon_seconds)
+        self.since = moment.at - EARLY if moment.kind == "join" else moment.at
+        self.ids = frozenset(id(stint) for stint in among)
+        self.gone = frozenset(id(stint) for stint in among if _gone_by(stint, self.grace))
+        self.remote = frozenset(id(stint) for stint in among if not stint.user_id.endswith(domain))
+        self.witnesses = frozenset(id(stint) for stint in among if stint.device in sight.witnesses)
+        self.staying_witnesses = frozenset(
+            id(stint) for stint in among if stint.device in sight.witnesses and not _gone_by(stint, self.horizon)
         )
-        yield Obligation(sender, recipient, owed_at, moment, because_of, outcome, excuse, met_at, evidence)
 
 
-def _owed(stints: list[DeviceStint]) -> Iterator[tuple[str, datetime, str, DeviceStint, DeviceStint]]:
-    """Yield (moment, time, cause, sender, recipient), both alive at the time, in order of time."""
+def obligations(call: CallTraffic, sight: Sight) -> Iterator[ObligationGroup]:
+    """Yield every obligation of a call, grouped, with its outcome at the watermark, in order of time."""
+    traffic = _Traffic(call)
+    for moment, owed in _moments(call.span.stints):
+        for among, senders in owed:
+            owed_to = _Owed(sight, moment, among)
+            for sender in senders:
+                yield from _groups(traffic, sight, owed_to, sender)
+
+
+def _moments(
+    stints: list[DeviceStint],
+) -> Iterator[tuple[Moment, list[tuple[Sequence[DeviceStint], Sequence[DeviceStint]]]]]:
+    """Yield each moment with (those owed a key, those who owe it), all alive at the time."""
     readable = [stint for stint in stints if not stint.sealed]
-    moments = [(stint.joined_at, 1, stint.opened_by.identity, stint) for stint in readable]
-    moments += [(stint.left_at, 0, stint.opened_by.identity, stint) for stint in readable if stint.left_at is not None]
+    changes = [(stint.joined_at, 1, stint.opened_by.identity, stint) for stint in readable]
+    changes += [(stint.left_at, 0, stint.opened_by.identity, stint) for stint in readable if stint.left_at is not None]
     live: dict[int, DeviceStint] = {}
-    for at, is_join, identity, stint in sorted(moments, key=lambda moment: moment[:3]):
+    for at, is_join, identity, stint in sorted(changes, key=lambda change: change[:3]):
         if not is_join:
-            live.pop(id(stint), None)
-            staying = list(live.values())
-            for sender in staying:
-                for recipient in staying:
-                    if sender is not recipient:
-                        yield "leave", at, identity, sender, recipient
-            continue
-        if stint.left_at is not None and stint.left_at <= at:
-            continue  # it ended as it began
-        for other in live.values():
-            yield "join", at, identity, other, stint
-            yield "join", at, identity, stint, other
-        live[id(stint)] = stint
+            if live.pop(id(stint), None) is not None:
+                staying = tuple(live.values())
+                yield Moment("leave", at, identity), [(staying, staying)]
+        elif stint.left_at is None or stint.left_at > at:  # else it ended as it began
+            present = tuple(live.values())
+            yield Moment("join", at, identity), [((stint,), present), (present, (stint,))]
+            live[id(stint)] = stint
 
 
-def _outcome(
-    pairs: _Pairs,
-    sight: Sight,
-    room_only: frozenset[tuple[UserId, DeviceId]],
-    cannot_send: frozenset[tuple[UserId, DeviceId]],
-    watermark_at: datetime,
-    grace: timedelta,
-    horizon: timedelta,
-    moment: str,
-    owed_at: datetime,
-    sender: DeviceStint,
-    recipient: DeviceStint,
-) -> tuple[Outcome, str | None, datetime | None, Evidence]:
-    since = owed_at - EARLY if moment == "join" else owed_at
-    delivery = pairs.first_delivery(sender, recipient, since)
-    if delivery is not None and delivery.at <= owed_at + horizon:
-        met = Outcome.DELIVERED if delivery.at <= owed_at + grace else Outcome.LATE
-        return met, None, delivery.at, delivery.evidence
-    device = sender.device
-    first_room_key = pairs.first_room_key(sender)
-    if device in room_only or (
-        first_room_key is not None and first_room_key.at < owed_at and device not in cannot_send
-    ):
-        evidence = first_room_key.evidence if first_room_key is not None else Evidence.INFERRED
-        return Outcome.ROOM_EVENT, None, None, evidence
-    covering = pairs.first_room_key(sender, since)
-    in_time = covering is not None and covering.at <= owed_at + horizon
-    if covering is not None and in_time and (device in cannot_send or recipient.device in sight.witnesses):
-        return Outcome.RECOVERED_BY_ROOM_EVENT, None, covering.at, covering.evidence
-    if not sight.keys_managed:
-        return Outcome.EXCUSED, KEYS_OFF, None, Evidence.INFERRED
-    if _gone_by(sender, owed_at + grace) or _gone_by(recipient, owed_at + grace):
-        return Outcome.EXCUSED, "gone_before_grace", None, Evidence.DIRECT
-    if watermark_at < owed_at + horizon:
-        return Outcome.PENDING, None, None, Evidence.INFERRED
-    if recipient.device in sight.witnesses:
-        gone = _gone_by(sender, owed_at + horizon) or _gone_by(recipient, owed_at + horizon)
-        return (Outcome.UNCONFIRMED if gone else Outcome.MISSING), None, None, Evidence.DIRECT
-    if not sight.envelopes or not recipient.user_id.endswith(":" + sight.homeserver):
-        return Outcome.UNOBSERVABLE, None, None, Evidence.INFERRED
-    return Outcome.UNCONFIRMED, None, None, Evidence.INFERRED
+def _groups(traffic: _Traffic, sight: Sight, owed: _Owed, sender: DeviceStint) -> Iterator[ObligationGroup]:
+    left = owed.ids - {id(sender)}
+    if not left:
+        return
+
+    def group(
+        ids: frozenset[int],
+        outcome: Outcome,
+        excuse: str | None = None,
+        met_at: datetime | None = None,
+        evidence: Evidence = Evidence.INFERRED,
+    ) -> ObligationGroup:
+        nonlocal left
+        left -= ids
+        return ObligationGroup(owed.moment, sender, owed.among, ids, outcome, excuse, met_at, evidence)
+
+    for delivery in traffic.deliveries(sender, left, owed.since):
+        if delivery.at <= owed.horizon:
+            met = Outcome.DELIVERED if delivery.at <= owed.grace else Outcome.LATE
+            yield group(frozenset((id(delivery.recipient),)), met, met_at=delivery.at, evidence=delivery.evidence)
+    if not left:
+        return
+    first = traffic.room_key(sender)
+    in_room_mode = first is not None and first.at < owed.moment.at and sender.device not in sight.cannot_send
+    if sender.device in sight.room_only or in_room_mode:
+        yield group(left, Outcome.ROOM_EVENT, evidence=Evidence.INFERRED if first is None else first.evidence)
+        return
+    covering = traffic.room_key(sender, owed.since)
+    if covering is not None and covering.at <= owed.horizon:
+        recovered = left if sender.device in sight.cannot_send else left & owed.witnesses
+        if recovered:
+            outcome = Outcome.RECOVERED_BY_ROOM_EVENT
+            yield group(recovered, outcome, met_at=covering.at, evidence=covering.evidence)
+    if left and not sight.keys_managed:
+        yield group(left, Outcome.EXCUSED, KEYS_OFF)
+    gone = left if _gone_by(sender, owed.grace) else left & owed.gone
+    if gone:
+        yield group(gone, Outcome.EXCUSED, "gone_before_grace", evidence=Evidence.DIRECT)
+    if left and sight.watermark_at < owed.horizon:
+        yield group(left, Outcome.PENDING)
+    missing = frozenset() if _gone_by(sender, owed.horizon) else left & owed.staying_witnesses
+    if missing:
+        yield group(missing, Outcome.MISSING, evidence=Evidence.DIRECT)
+    unseen = left & owed.remote if sight.envelopes else left
+    if unseen:
+        yield group(unseen, Outcome.UNOBSERVABLE)
+    if left:
+        yield group(left, Outcome.UNCONFIRMED)
 
 
 def _gone_by(stint: DeviceStint, at: datetime) -> bool:
     return stint.left_at is not None and stint.left_at <= at
-
-
-def outcome_counts(found: Mapping[Outcome, int]) -> dict[str, int]:
-    """Give the counts by outcome name, every outcome named."""
-    return {outcome.value: found.get(outcome, 0) for outcome in Outcome}

@@ -40,17 +40,8 @@ from rtc_appservice.core.stints import CallSpan, build_spans, build_stints, in_o
 
 #: Watched this long without a gap, memberships of before have shown themselves or ended (`expires` is 4 h).
 WATCHED_LONG_ENOUGH = timedelta(hours=4)
-#: Outcomes that call for nothing further to be kept of an obligation.
-_PLAIN = frozenset(
-    {
-        Outcome.DELIVERED,
-        Outcome.ROOM_EVENT,
-        Outcome.EXCUSED,
-        Outcome.UNCONFIRMED,
-        Outcome.UNOBSERVABLE,
-        Outcome.PENDING,
-    }
-)
+#: Outcomes that become findings.
+_NOTABLE = frozenset({Outcome.MISSING, Outcome.RECOVERED_BY_ROOM_EVENT, Outcome.LATE})
 
 
 def project_room(history: RoomHistory, settings: Settings | None = None) -> list[CallSession]:
@@ -86,22 +77,20 @@ def _project_call(
     counts: Counter[Outcome] = Counter()
     keys_off = 0
     notable = []
-    for owed in obligations.obligations(
-        call,
-        obligations.Sight(
-            homeserver=history.homeserver,
-            envelopes=history.envelopes,
-            keys_managed=encrypted is not False or bool(call.room_keys or call.deliveries),
-            witnesses=frozenset(),
-        ),
+    sight = obligations.Sight(
+        homeserver=history.homeserver,
+        envelopes=history.envelopes,
+        keys_managed=encrypted is not False or bool(call.room_keys or call.deliveries),
+        witnesses=frozenset(),
         room_only=_devices(fallbacks, FallbackCause.ROOM_ONLY_CLIENT),
         cannot_send=_devices(fallbacks, FallbackCause.HOST_CANNOT_SEND, FallbackCause.GAVE_UP),
         watermark_at=history.watermark_at,
         settings=settings,
-    ):
-        counts[owed.outcome] += 1
-        keys_off += owed.excuse == obligations.KEYS_OFF
-        if owed.outcome not in _PLAIN:
+    )
+    for owed in obligations.obligations(call, sight):
+        counts[owed.outcome] += len(owed.ids)
+        keys_off += len(owed.ids) if owed.excuse == obligations.KEYS_OFF else 0
+        if owed.outcome in _NOTABLE:
             notable.append(owed)
     settle_after = timedelta(seconds=settings.horizon_seconds + settings.late_seconds)
     settled = span.ended_at is not None and history.watermark_at >= span.ended_at + settle_after
@@ -159,7 +148,7 @@ def _project_call(
             after_leave=sum(delivery.after_leave for delivery in call.deliveries),
             unclassified=len(call.unclassified),
         ),
-        obligations=ObligationCounts(**obligations.outcome_counts(counts)),
+        obligations=ObligationCounts(**{outcome.value: counts[outcome] for outcome in Outcome}),
         fallbacks=tuple(occurrence.fallback for occurrence in fallbacks),
         findings=found,
         settled=settled,

@@ -22,6 +22,8 @@ from rtc_appservice.core.model import (
 
 #: js-sdk since 36.0: a membership without `expires` lasts four hours.
 DEFAULT_EXPIRY = timedelta(hours=4)
+#: A client's `created_ts` further ahead than this of the event that carries it is not believed.
+MAX_CLOCK_AHEAD = timedelta(days=1)
 #: Slot assumed for memberships that cannot be read: shipped clients use no other for room calls.
 ROOM_CALL_SLOT = "m.call#ROOM"
 
@@ -90,8 +92,12 @@ class CallSpan:
 
 
 def in_order(observations: Iterable[Observation]) -> list[Observation]:
-    """Drop duplicates and sort by (event time, identity): the one order everything else relies on."""
-    unique = {observation.identity: observation for observation in observations}
+    """Keep the first received of duplicates and sort by (event time, identity): the order all else relies on."""
+    unique: dict[str, Observation] = {}
+    for observation in observations:
+        known = unique.get(observation.identity)
+        if known is None or observation.received_at < known.received_at:
+            unique[observation.identity] = observation
     return sorted(unique.values(), key=lambda observation: (observation.event_at, observation.identity))
 
 
@@ -195,7 +201,8 @@ def _is_update(current: DeviceStint, body: Membership) -> bool:
 def _expiry(body: Membership, at: datetime) -> datetime:
     """js-sdk: `(created_ts ?? origin_server_ts) + (expires ?? 4 h)`; a sticky event lives as long as it sticks."""
     lasts = DEFAULT_EXPIRY if body.expires_seconds is None else timedelta(seconds=min(body.expires_seconds, 1e9))
-    return (at if body.form == "sticky" else body.created_at or at) + lasts
+    begins = at if body.form == "sticky" else min(body.created_at or at, at + MAX_CLOCK_AHEAD)
+    return begins + lasts
 
 
 def _expire(open_at: dict[tuple[str, str], DeviceStint], place: tuple[str, str], now: datetime) -> None:

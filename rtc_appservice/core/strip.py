@@ -2,8 +2,8 @@
 Stage 2: raw JSON in, raw JSON without key material out.
 
 A key event is rebuilt from an allow-list: what is not named here does not leave this module. Where a
-media key stood, a dict with its length, base64 form and comparison tag stands; strings that are kept
-and happen to repeat a key of the same event, in any usual encoding, are blanked.
+media key stood, a dict with its length, base64 form and comparison tag stands; strings of the content that are
+kept and happen to repeat a key of it, in any usual encoding, are blanked.
 """
 
 import base64

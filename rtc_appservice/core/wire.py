@@ -107,7 +107,11 @@ class TransactionReader:
                     ts = event.get("origin_server_ts")
                     if type(ts) is int and ts > newest_ms:
                         newest_ms = ts
-                if kind in _RELEVANT and (kind not in _WATCHED_ONLY or self._is_of_interest(event, watched, intake)):
+                if (
+                    isinstance(kind, str)
+                    and kind in _RELEVANT
+                    and (kind not in _WATCHED_ONLY or self._is_of_interest(event, watched, intake))
+                ):
                     self._read_event(event, received_at, watermark_at, intake)
             newest = fields.from_ms(newest_ms) if newest_ms else None
             if newest is not None:
@@ -126,7 +130,7 @@ class TransactionReader:
     @staticmethod
     def _is_of_interest(event: dict[str, Any], watched: Container[RoomId], intake: Intake) -> bool:
         room_id = event.get("room_id")
-        if room_id in watched or room_id in intake.rtc_rooms:
+        if _is_id(room_id) and (room_id in watched or room_id in intake.rtc_rooms):
             return True
         return event.get("type") == "m.room.encrypted" and membership.sticky_seconds(event) is not None
 
@@ -232,7 +236,7 @@ class TransactionReader:
                 envelope = self._read_olm(message, received_at)
                 if envelope is not None:
                     intake.envelopes.append(envelope)
-            elif kind in KEY_EVENT_TYPES:
+            elif isinstance(kind, str) and kind in KEY_EVENT_TYPES:
                 self._read_cleartext_key(message, received_at, intake)
 
     def _read_olm(self, message: dict[str, Any], received_at: datetime) -> HeldEnvelope | None:
@@ -265,6 +269,7 @@ class TransactionReader:
         claimed = message.get("content")
         claimed_room = claimed.get("room_id") if isinstance(claimed, dict) else None
         message = strip_key_event(message, self._tagger(claimed_room))
+        claimed_room = message.get("content", {}).get("room_id")
         sender, recipient, device = message.get("sender"), message.get("to_user_id"), message.get("to_device_id")
         if not (_is_id(sender) and _is_id(recipient) and _is_id(device) and _is_id(claimed_room)):
             return
