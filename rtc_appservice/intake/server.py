@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import logging
 import time
-import traceback
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -27,6 +26,7 @@ from msgspec import Struct
 from rtc_appservice.core.model import ServerName, UserId
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.own_users import OwnUsersOnly
 from rtc_appservice.intake.transaction import BadBody, Take
 
@@ -272,18 +272,3 @@ def matrix_error(status: int, errcode: str, message: str) -> web.Response:
     """Give an HTTP error as Matrix writes it. The one place where errors are written."""
     body = orjson.dumps({"errcode": errcode, "error": message})
     return web.Response(status=status, body=body, content_type="application/json")
-
-
-def describe(error: object) -> dict[str, str]:
-    """Give log fields for an error: its class, its SQLSTATE and the line it came from, never its text or arguments."""
-    if not isinstance(error, BaseException):
-        return {}
-    cause = error.__cause__ or error
-    fields = {"error": type(cause).__name__}
-    sqlstate = getattr(cause, "sqlstate", None)
-    if isinstance(sqlstate, str):
-        fields["sqlstate"] = sqlstate
-    frames = traceback.extract_tb(cause.__traceback__)
-    if frames:
-        fields["at"] = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
-    return fields

@@ -7,16 +7,19 @@ which the store recognises, and no to-device messages: those come at most once, 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import orjson
 
-from rtc_appservice.core.model import GapReason, RoomId, ServerName
+from rtc_appservice.core.fields import Malformed, text
+from rtc_appservice.core.model import GapReason, Observation, Rejected, RoomId, ServerName, UserId
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.errors import RtcAppserviceError, StoreUnavailable
+from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.outages import Outages
 from rtc_appservice.intake.stream import Stream
 from rtc_appservice.store.gaps import load_gaps, record_gaps
@@ -151,6 +154,33 @@ class TransactionIntake:
         await self._write_gaps(connection)
         await heartbeat(connection, self._homeserver_id, now, self._stream.watermark(now))
 
+    def _read(self, body: dict[str, Any], received_at: datetime, watermark_at: datetime | None) -> Intake:
+        """
+        Read a transaction, and if that fails, each of its parts.
+
+        The reader takes bad content for data. Were there content it fails on all the same, answering 500 would stop
+        the homeserver's queue for ever at that transaction: so what fails alone is recorded as rejected.
+        """
+        read = partial(self._reader.read, received_at=received_at, watched=self._watched, watermark_at=watermark_at)
+        try:
+            return read(body)
+        except Exception as error:  # noqa: BLE001 - whatever it is, only the part at fault may be lost
+            _log.error("a transaction could not be read whole", extra=describe(error))
+        whole = Intake()
+        for name, part in _parts(body):
+            try:
+                found = read({"events": [], name: [part]})
+            except Exception:  # noqa: BLE001 - see above
+                found = Intake(observations=_reject(self._homeserver, part, received_at))
+            whole.observations += found.observations
+            whole.envelopes += found.envelopes
+            whole.rtc_rooms |= found.rtc_rooms
+            whole.served_users |= found.served_users
+            whole.newest_at = max(filter(None, (whole.newest_at, found.newest_at)), default=None)
+            whole.event_count += found.event_count
+            whole.to_device_count += found.to_device_count
+        return whole
+
     async def _store(self, intake: Intake, received_at: datetime) -> None:
         with store_errors():
             async with self._pool.acquire() as connection:
@@ -164,3 +194,29 @@ class TransactionIntake:
         if gaps:
             await record_gaps(connection, self._homeserver_id, gaps)
             self._outages.written(gaps)
+
+
+def _parts(body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every room event and to-device message of a transaction, with the name of the list it stands in."""
+    for name in ("events", "to_device", "de.sorunome.msc2409.to_device"):
+        listed = body.get(name)
+        if isinstance(listed, list):
+            yield from ((name, part) for part in listed)
+
+
+def _reject(homeserver: ServerName, event: Any, received_at: datetime) -> list[Observation]:
+    """Give the rejected observation for a room event the reader failed on, none where it has no identity."""
+    try:
+        named = {name: text(event, name, "event") for name in ("type", "sender", "room_id", "event_id")}
+    except (Malformed, AttributeError):
+        return []
+    return [
+        Observation(
+            homeserver=homeserver,
+            room_id=RoomId(named["room_id"]),
+            identity=named["event_id"],
+            event_at=received_at,
+            received_at=received_at,
+            body=Rejected(sender=UserId(named["sender"]), event_type=named["type"], reason="malformed"),
+        )
+    ]
