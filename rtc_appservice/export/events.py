@@ -19,6 +19,7 @@ from rtc_appservice.core.rollup import fallback_of
 from rtc_appservice.export import properties as p
 from rtc_appservice.export.pseudonym import Pseudonyms
 from rtc_appservice.store.outbox import OutboxRow
+from rtc_appservice.store.standing import Standing
 
 #: What the projector calls with a call, the findings that settled with this projection, and whether the call is new.
 EventMaker = Callable[[CallSession, Sequence[Finding], bool], Sequence[OutboxRow]]
@@ -53,7 +54,7 @@ def outbox_rows(
         rows.append(call.started())
     for finding in newly_settled:
         match finding.kind:
-            case FindingKind.FALLBACK:
+            case FindingKind.FALLBACK | FindingKind.STRAY_KEY:
                 rows.append(call.fallback(finding))
             case FindingKind.KEY_NOT_RECEIVED:
                 rows.append(call.key_not_received(finding))
@@ -62,6 +63,44 @@ def outbox_rows(
     if session.report.settled:
         rows.extend(call.distributed(distribution) for distribution in session.distributions)
         rows.append(call.ended())
+    return rows
+
+
+def auditor_rows(
+    standing: Standing, *, secret: bytes, app_version: str, process: str, started_at: datetime, now: datetime
+) -> list[OutboxRow]:
+    """
+    Take how everything stands; give one `RtcAuditorReport` for each homeserver.
+
+    Args:
+        process: told apart from every other process and start; with the hour it makes the uuid.
+    """
+    pseudonyms = Pseudonyms(secret)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    waiting = standing.outbox
+    oldest = 0.0 if waiting.oldest_at is None else max(0.0, (now - waiting.oldest_at).total_seconds())
+    rows = []
+    for each in standing.homeservers:
+        event = p.RtcAuditorReport(
+            homeserver=each.homeserver,
+            app_version=app_version,
+            calls_active=sum(each.calls_active.values()),
+            rooms_watched=each.rooms_watched,
+            outbox_pending=waiting.pending,
+            outbox_oldest_age_seconds=oldest,
+            gaps=each.gaps,
+            uptime_seconds=max(0.0, (now - started_at).total_seconds()),
+        )
+        name = type(event).__name__
+        rows.append(
+            OutboxRow(
+                uuid=pseudonyms.uuid(name, each.homeserver, process, hour.isoformat()),
+                event=name,
+                distinct_id=f"auditor:{pseudonyms.auditor(each.homeserver)}",
+                timestamp=now,
+                properties=p.checked(event),
+            )
+        )
     return rows
 
 
@@ -137,6 +176,7 @@ class _Call:
             cause=cause,
             is_blocker=cause in BLOCKING_CAUSES,
             device=self._device(finding.subject),
+            user=self.pseudonyms.user(finding.subject.user_id) if finding.subject else None,
             caused_by=self._device(fallback.caused_by if fallback else None),
             candidates=list(fallback.candidates) if fallback else [],
             room_keys=fallback.room_keys if fallback else 0,
@@ -150,8 +190,11 @@ class _Call:
     def key_not_received(self, finding: Finding) -> OutboxRow:
         event = p.RtcKeyNotReceived(
             **self.shared,
-            outcome=Outcome(finding.details.get("outcome", Outcome.MISSING)),
+            outcome=Outcome(finding.details["outcome"]),
             device=self._device(finding.subject),
+            recipient=self._named(finding, "recipient"),
+            moment=finding.details.get("moment"),
+            waited_seconds=finding.details.get("waited_seconds"),
             severity=finding.severity,
             evidence=finding.evidence,
         )
@@ -161,6 +204,7 @@ class _Call:
         event = p.RtcSplitCall(
             **self.shared,
             device=self._device(finding.subject),
+            other_device=self._named(finding, "other"),
             split=finding.details.get("split"),
             severity=finding.severity,
             evidence=finding.evidence,
@@ -179,6 +223,11 @@ class _Call:
 
     def _device(self, device: DeviceRef | None) -> str | None:
         return self.pseudonyms.device(device.user_id, device.device_id) if device else None
+
+    def _named(self, finding: Finding, detail: str) -> str | None:
+        """Give the pseudonym of a device named in a finding's details."""
+        device = finding.details.get(detail)
+        return self.pseudonyms.device(device["user_id"], device["device_id"]) if device else None
 
     def _generation(self, device: DeviceRef | None) -> str:
         for q in self.report.participants:

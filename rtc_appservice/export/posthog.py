@@ -15,13 +15,16 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
+from uuid import uuid4
 
 from msgspec import Struct
 
 from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.export.events import auditor_rows
 from rtc_appservice.store import outbox
 from rtc_appservice.store.outbox import OutboxRow
 from rtc_appservice.store.pool import Pool, store_errors
+from rtc_appservice.store.standing import load_standing
 
 _log = logging.getLogger("rtc_appservice.export")
 
@@ -36,6 +39,8 @@ BACKOFF_LIMIT_SECONDS = 300.0
 RETRY_AFTER_LIMIT_SECONDS = 3600.0
 #: Over its quota the project keeps nothing until the billing period ends or somebody acts.
 QUOTA_PAUSE_SECONDS = 3600.0
+#: How far back `RtcAuditorReport` counts gaps: the window of readiness.
+GAPS_SINCE = timedelta(days=28)
 #: A refused key stays refused until somebody acts.
 AUTH_PAUSE_SECONDS = 300.0
 
@@ -218,24 +223,59 @@ class Sender:
                 await how(conn, [row.uuid for row in rows])
 
 
+class AuditorReports:
+    """Puts an `RtcAuditorReport` into the outbox at the start and then with every new hour."""
+
+    def __init__(self, pool: Pool, *, secret: bytes, app_version: str, now: datetime) -> None:
+        """Take the pool, what events need, and when this process started."""
+        self._pool = pool
+        self._secret = secret
+        self._app_version = app_version
+        self._process = uuid4().hex
+        self._started_at = now
+        self._due_at = now
+
+    async def put_due(self, now: datetime) -> None:
+        """Put the reports into the outbox if their hour has come. `StoreUnavailable` may rise."""
+        if now < self._due_at:
+            return
+        with store_errors():
+            async with self._pool.acquire() as conn:
+                standing = await load_standing(conn, now - GAPS_SINCE)
+                rows = auditor_rows(
+                    standing,
+                    secret=self._secret,
+                    app_version=self._app_version,
+                    process=self._process,
+                    started_at=self._started_at,
+                    now=now,
+                )
+                await outbox.put(conn, rows, now)
+        self._due_at = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+
+
 async def run_posthog(
     pool: Pool,
     stop: asyncio.Event,
     *,
     api_key: str | None,
     host: str | None,
+    secret: bytes,
+    app_version: str,
     observe: Observe = lambda answer, delivered, dead: None,
 ) -> None:
     """
-    Send the outbox until `stop` is set; without a key, return at once and touch nothing.
+    Send the outbox, and hourly how the auditor stands, until `stop` is set; without a key, return at once.
 
     A request that is under way when `stop` is set is waited for, so its rows are not sent twice.
     """
     if api_key is None or host is None:
         return
     sender = Sender(pool, poster(api_key, host), observe=observe)
+    reports = AuditorReports(pool, secret=secret, app_version=app_version, now=datetime.now(UTC))
     while not stop.is_set():
         try:
+            await reports.put_due(datetime.now(UTC))
             seconds = await sender.send_due(datetime.now(UTC))
         except StoreUnavailable as error:
             _log.warning("the outbox cannot be reached", extra={"error": str(error)})

@@ -123,6 +123,7 @@ class RtcKeyFallback(OfCall, frozen=True, kw_only=True):
     cause: Annotated[FallbackCause, _text("Why.")]
     is_blocker: Annotated[bool, _text("This stands in the way of switching room events off.")]
     device: Annotated[_Pseudonym | None, _text("Pseudonym of the device that fell back; null if not known.")]
+    user: Annotated[_Pseudonym | None, _text("Pseudonym of its user; null if not known.")]
     caused_by: Annotated[_Pseudonym | None, _text("Pseudonym of the device this one followed; null if none.")]
     candidates: Annotated[list[FallbackCause], _text("The causes that remain where none could be decided.")]
     room_keys: Annotated[int, _count("Room key events of this device in the call.")]
@@ -141,6 +142,9 @@ class RtcKeyNotReceived(OfCall, frozen=True, kw_only=True):
 
     outcome: Annotated[Outcome, _text("`recovered_by_room_event` or `missing`.")]
     device: Annotated[_Pseudonym | None, _text("Pseudonym of the device that owed the media key; null if not known.")]
+    recipient: Annotated[_Pseudonym | None, _text("Pseudonym of the device it was owed to; null if not known.")]
+    moment: Annotated[Literal["join", "leave"] | None, _text("What made the media key due; null if not known.")]
+    waited_seconds: Annotated[float | None, _text("Until the room event brought it; null if nothing did.")]
     severity: Annotated[Severity, _text("How urgent this is.")]
     evidence: _EvidenceGrade
 
@@ -149,6 +153,7 @@ class RtcSplitCall(OfCall, frozen=True, kw_only=True):
     """Two participants cannot get each other's media keys although both send. Sent once per call and device."""
 
     device: Annotated[_Pseudonym | None, _text("Pseudonym of one side of the split; null if not known.")]
+    other_device: Annotated[_Pseudonym | None, _text("Pseudonym of its other side; null if not known.")]
     split: Annotated[
         Literal["transport_split", "dialect_split"] | None, _text("What parts the two; null if not known.")
     ]

@@ -38,6 +38,10 @@ class Pseudonyms:
         """Give the pseudonym of a call."""
         return self._short("call", call_id)
 
+    def auditor(self, homeserver: str) -> str:
+        """Give the pseudonym under which the auditor of a homeserver speaks of itself."""
+        return self._short("auditor", homeserver)
+
     def uuid(self, event: str, *natural_key: str) -> UUID:
         """Give the uuid of one PostHog event: the same event of the same thing has the same uuid, always."""
         return uuid5(self._namespace, "\0".join((event, *natural_key)))

@@ -257,7 +257,9 @@ async def test_run_sends_until_stopped(pool: Pool, standin: PostHogStandIn) -> N
         await outbox.put(conn, [row(1)], NOW - timedelta(days=365))
     stop = asyncio.Event()
 
-    task = asyncio.create_task(run_posthog(pool, stop, api_key="phc_test", host=standin.address))
+    task = asyncio.create_task(
+        run_posthog(pool, stop, api_key="phc_test", host=standin.address, secret=b"s" * 16, app_version="1")
+    )
     async with asyncio.timeout(20):
         await standin.received(1)
     stop.set()
@@ -278,7 +280,7 @@ from rtc_appservice.export.posthog import run_posthog, poster
 key = sys.argv[1] or None
 async def main():
     sys.addaudithook(hook)
-    await run_posthog(None, asyncio.Event(), api_key=None, host="http://127.0.0.1:9")
+    await run_posthog(None, asyncio.Event(), api_key=None, host="http://127.0.0.1:9", secret=b"", app_version="")
     if key:
         await asyncio.to_thread(poster(key, "http://127.0.0.1:9"), [])
 asyncio.run(main())

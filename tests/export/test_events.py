@@ -1,0 +1,180 @@
+"""What a call becomes in PostHog: closed, described, pseudonymous, and the same each time."""
+
+import json
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]  # comes with Synapse; an independent reading of our schemas
+import msgspec
+import pytest
+from projected_call import IDENTIFIERS, START, at, make_call
+
+from rtc_appservice.core.model import ServerName
+from rtc_appservice.export import docs
+from rtc_appservice.export.events import auditor_rows, event_maker, outbox_rows
+from rtc_appservice.export.properties import EVENTS, RtcCallStarted, checked
+from rtc_appservice.export.pseudonym import DIGITS, Pseudonyms
+from rtc_appservice.store.outbox import OutboxRow, Pending
+from rtc_appservice.store.standing import HomeserverStanding, Standing
+
+SECRET = b"a deployment secret"
+
+
+def every_row() -> list[OutboxRow]:
+    """Give a row of every event."""
+    call = make_call()
+    standing = Standing(
+        homeservers=(HomeserverStanding(homeserver=ServerName("example.org"), calls_active={"mixed": 2}, gaps=1),),
+        outbox=Pending(pending=3, dead=0, oldest_at=START),
+    )
+    reports = auditor_rows(
+        standing, secret=SECRET, app_version="1.2.3", process="p", started_at=START, now=START + timedelta(minutes=1)
+    )
+    rows = outbox_rows(call, call.report.findings, first_time=True, secret=SECRET, app_version="1.2.3")
+    return [*rows, *reports]
+
+
+def schema(event: str) -> dict[str, Any]:
+    """Give the schema of an event as it is shipped."""
+    loaded: dict[str, Any] = json.loads((docs.SCHEMAS / f"{event}.json").read_text())
+    return loaded
+
+
+def test_which_rows() -> None:
+    """A call gives one row for its start, its end, each distribution and each settled finding PostHog is told of."""
+    assert Counter(row.event for row in every_row()) == {
+        "RtcCallStarted": 1,
+        "RtcCallEnded": 1,
+        "RtcKeyDistributed": 3,
+        "RtcKeyFallback": 2,
+        "RtcKeyNotReceived": 1,
+        "RtcSplitCall": 1,
+        "RtcAuditorReport": 1,
+    }
+
+
+def test_a_call_that_goes_on() -> None:
+    """Before it settles a call tells of its start, once, and of findings as they settle."""
+    make = event_maker(SECRET, "1.2.3")
+    call = make_call(settled=False)
+
+    assert [row.event for row in make(call, (), True)] == ["RtcCallStarted"]
+    assert [row.event for row in make(call, call.report.findings[:1], False)] == ["RtcKeyFallback"]
+    assert list(make(call, (), False)) == []
+
+
+def test_every_event_is_valid_and_has_a_closed_schema() -> None:
+    """Each row fits the shipped schema; each schema is closed, complete and described; none is without a row."""
+    rows = every_row()
+
+    assert {row.event for row in rows} == {event.__name__ for event in EVENTS}
+    for row in rows:
+        jsonschema.Draft202012Validator(schema(row.event)).validate(row.properties)
+    for event in EVENTS:
+        shipped = schema(event.__name__)
+        jsonschema.Draft202012Validator.check_schema(shipped)
+        assert shipped["additionalProperties"] is False
+        assert shipped["required"] == list(shipped["properties"])
+        assert shipped["description"]
+        for described in shipped["properties"].values():
+            assert described["description"]
+
+
+def test_every_event_is_anonymous() -> None:
+    """No person profile, no place of the sender, and the timestamp stays as given."""
+    for row in every_row():
+        assert row.properties["$process_person_profile"] is False
+        assert row.properties["$ignore_sent_at"] is True
+        assert row.properties["$geoip_disable"] is True
+
+
+def test_no_identifier_leaves() -> None:
+    """Neither names, rooms, devices, calls nor event ids are in what is sent, nor the server of a guest."""
+    sent = msgspec.json.encode(every_row()).decode()
+
+    assert [word for word in IDENTIFIERS if word in sent] == []
+    assert "example.org" in sent  # the operator's own homeserver: the search above can find something
+
+
+def test_what_is_not_described_does_not_leave() -> None:
+    """A value that does not fit its description is refused when the row is made."""
+    event = RtcCallStarted(
+        homeserver="example.org",
+        app_version="1",
+        room="!room:example.org",
+        is_federated=False,
+        is_encrypted_room=None,
+        membership_mode=make_call().report.membership_mode,
+        is_beginning_seen=True,
+    )
+
+    with pytest.raises(msgspec.ValidationError):
+        checked(event)
+
+
+def test_same_call_same_rows() -> None:
+    """Made again, a row has the same uuid, timestamp, distinct_id and properties; no two rows share a uuid."""
+    first, second = every_row(), every_row()
+
+    assert first == second
+    assert len({row.uuid for row in first}) == len(first)
+    assert {row.uuid.version for row in first} == {5}
+
+
+def test_one_distinct_id_per_call() -> None:
+    """All events of a call share the call's pseudonym, so that unique users are unique calls."""
+    assert {row.distinct_id for row in every_row() if row.event != "RtcAuditorReport"} == {
+        f"call:{Pseudonyms(SECRET).call('call-in-clear')}"
+    }
+
+
+def test_call_ended() -> None:
+    """The summary of a call counts what its report counts."""
+    (ended,) = (row for row in every_row() if row.event == "RtcCallEnded")
+
+    assert ended.timestamp == at(90.5)
+    shown = ended.properties
+    assert shown["durationSeconds"] == 90.5
+    assert (shown["verdict"], shown["evidence"]) == ("mixed", "inferred")
+    assert (shown["fallbacks"], shown["blockers"]) == (2, 1)
+    assert (shown["distributionsRoomEvent"], shown["distributionsToDevice"]) == (2, 1)
+    assert (shown["obligationsRoomEvent"], shown["obligationsUnconfirmed"]) == (1, 2)
+    assert shown["isFederated"] is True
+
+
+def test_fallbacks_name_who_caused_them() -> None:
+    """A follower's event carries the pseudonym of the device it followed, which is that device's own."""
+    first, second = (row.properties for row in every_row() if row.event == "RtcKeyFallback")
+
+    assert (first["cause"], first["isBlocker"], first["causedBy"]) == ("room_only_client", True, None)
+    assert (second["cause"], second["isBlocker"], second["causedBy"]) == ("followed", False, first["device"])
+    assert (first["generation"], second["generation"]) == ("R", "S3")
+
+
+def test_key_not_received() -> None:
+    """The event says what was owed to whom, and how it ended."""
+    (row,) = (row for row in every_row() if row.event == "RtcKeyNotReceived")
+
+    assert (row.properties["outcome"], row.properties["moment"]) == ("recovered_by_room_event", "join")
+    assert row.properties["waitedSeconds"] == 1.5
+    assert row.properties["recipient"] != row.properties["device"]
+
+
+def test_pseudonyms_have_spaces_of_their_own() -> None:
+    """The same text as room, user, device and call gives four pseudonyms; another secret gives others."""
+    one, other = Pseudonyms(b"one"), Pseudonyms(b"other")
+
+    made = {one.room("x"), one.user("x"), one.device("x", "x"), one.call("x"), one.auditor("x")}
+    assert len(made) == 5
+    assert {len(pseudonym) for pseudonym in made} == {DIGITS}
+    assert one.device("a", "bc") != one.device("ab", "c")
+    assert one.room("x") == Pseudonyms(b"one").room("x") != other.room("x")
+    assert one.uuid("E", "k") != other.uuid("E", "k")
+
+
+def test_generated_files_are_up_to_date() -> None:
+    """`python -m rtc_appservice.export.docs` has been run since events or metrics changed."""
+    for path, content in docs.files().items():
+        assert path.read_text() == content, f"{path} differs: run `python -m rtc_appservice.export.docs`"
+    assert {path.name for path in docs.SCHEMAS.iterdir()} == {f"{event.__name__}.json" for event in EVENTS}

@@ -1,0 +1,41 @@
+"""What settled calls and findings add to the totals: each once, split by evidence."""
+
+from projected_call import ALICE, finding, make_call
+
+from rtc_appservice.core.model import FindingKind
+from rtc_appservice.core.rollup import TOTALS, increments
+
+
+def test_an_ended_call() -> None:
+    """A call that settles adds itself, its distributions and its obligations."""
+    assert increments(make_call(), (), True) == [
+        ("calls_ended", {"verdict": "mixed", "evidence": "inferred"}, 1),
+        ("key_distributions", {"key_transport": "room_event", "evidence": "direct"}, 2),
+        ("key_distributions", {"key_transport": "to_device", "evidence": "inferred"}, 1),
+        ("key_obligations", {"outcome": "recovered_by_room_event", "evidence": "inferred"}, 1),
+        ("key_obligations", {"outcome": "room_event", "evidence": "inferred"}, 1),
+        ("key_obligations", {"outcome": "unconfirmed", "evidence": "inferred"}, 2),
+    ]
+
+
+def test_settled_findings() -> None:
+    """A finding adds itself; a fallback adds its cause too. A call that was counted adds nothing again."""
+    call = make_call()
+
+    assert increments(call, call.report.findings[:2], False) == [
+        ("findings", {"kind": "fallback", "evidence": "direct"}, 2),
+        ("key_fallbacks", {"cause": "followed", "evidence": "direct"}, 1),
+        ("key_fallbacks", {"cause": "room_only_client", "evidence": "direct"}, 1),
+    ]
+    assert increments(call, (), False) == []
+
+
+def test_labels_are_those_that_stand_at_zero() -> None:
+    """Every increment is to a total that was announced, with label values that were announced."""
+    call = make_call()
+    announced = {(total.name, tuple(labels.items())) for total in TOTALS for labels in total.label_sets()}
+    every = [finding(number, kind, ALICE, 1) for number, kind in enumerate(FindingKind)]
+
+    made = {(name, tuple(labels.items())) for name, labels, _ in increments(call, every, True)}
+
+    assert made <= announced
