@@ -93,7 +93,7 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 def _from_file(path: Path) -> dict[str, Any]:
     """Give the file's keys with paths made absolute and empty sections left out."""
     content = read_yaml(path, command=f"config {path}")
-    return {name: _absolute(name, value, path.parent) for name, value in content.items() if value is not None}
+    return {name: _absolute(name, value, path.absolute().parent) for name, value in content.items() if value is not None}
 
 
 def _absolute(key: str, value: Any, folder: Path) -> Any:

@@ -24,3 +24,11 @@ class StoreUnavailable(RtcAppserviceError):
 
 class SchemaBehind(RtcAppserviceError):
     """The database schema is not at the newest migration; run `rtc-appservice db upgrade`."""
+
+
+class PortUnavailable(RtcAppserviceError):
+    """A port cannot be listened on."""
+
+
+class ServiceFailed(RtcAppserviceError):
+    """A part of the service ended by an error of its own; the log says which and where."""

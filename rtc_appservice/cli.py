@@ -1,0 +1,269 @@
+"""The command line: each command reads its options and calls what does the work. The only composition root."""
+
+import asyncio
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+import click
+
+from rtc_appservice import __version__, registration
+from rtc_appservice.config import Config
+from rtc_appservice.config_file import PATH_VARIABLE, load_config, write_config
+from rtc_appservice.core.audit import RecordedTransaction
+from rtc_appservice.core.model import Report
+from rtc_appservice.errors import ConfigError, RtcAppserviceError
+from rtc_appservice.files import write_secret
+from rtc_appservice.registration import Registration, Scope
+
+Format = Literal["text", "json"]
+
+_PROGRESS_SECONDS = 1.0
+
+
+class _Commands(click.Group):
+    """Commands whose own errors are one message on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except RtcAppserviceError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="rtc-appservice")
+def main() -> None:
+    """Audits how MatrixRTC media keys travel: as room events or by to-device messages."""
+
+
+_config_option = click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="config.yaml",
+    envvar=PATH_VARIABLE,
+    show_default=True,
+    show_envvar=True,
+    help="The configuration.",
+)
+
+_format_option = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
+)
+
+
+def _example(line: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add an example to the help of a command."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        command.__doc__ = f"{command.__doc__}\n\n    \b\n    Example:\n      {line}\n"
+        return command
+
+    return add
+
+
+# --- the service ------------------------------------------------------------------------------
+
+
+@main.command()
+@_config_option
+@_example("rtc-appservice run --config /data/config.yaml")
+def run(config_path: Path) -> None:
+    """Run the service until SIGTERM or Ctrl-C."""
+    from rtc_appservice import logs, service
+
+    config, registered = _checked(config_path)
+    logs.configure(config.logging.level, config.logging.format)
+    # asyncio takes over in a moment; until then, and while PostgreSQL stops, a SIGTERM must not leave it behind.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    with service.database(config.database) as dsn:
+        asyncio.run(service.run(config, registered, dsn))
+
+
+@main.command()
+@click.option("--exit", "exit_after_report", is_flag=True, help="End after the report: 0 if it is as expected.")
+@_example("rtc-appservice demo --exit")
+def demo(exit_after_report: bool) -> None:
+    """Play three calls on a real homeserver on this machine and print what was found."""
+    try:
+        from rtc_appservice.demo.run import run_demo
+    except ImportError as error:
+        raise ConfigError(f"The demo needs `pip install 'rtc-appservice[demo]'` ({error.name} is missing)") from error
+    sys.exit(asyncio.run(run_demo(exit_after_report=exit_after_report, out=sys.stdout)))
+
+
+# --- setting up -------------------------------------------------------------------------------
+
+
+@main.command("registration")
+@click.option("--scope", type=click.Choice([scope.value for scope in Scope]), required=True, help="What to be shown.")
+@click.option("--pilot-regex", help="The users of the scope `pilot`, as a regular expression for user ids.")
+@click.option("--domain", help="The homeserver's server name.  [default: from the configuration]")
+@click.option("--url", help="Where the homeserver reaches the service.  [default: from the configuration]")
+@click.option("-o", "--output", default="registration.yaml", show_default=True, help="File to write; - for stdout.")
+@_config_option
+@_example("rtc-appservice registration --scope pilot --pilot-regex '@(ann|bob):example\\.org'")
+def write_registration(
+    scope: str, pilot_regex: str | None, domain: str | None, url: str | None, output: str, config_path: Path
+) -> None:
+    """Write a registration with fresh tokens for a scope, with comments on what it sees and costs."""
+    if domain is None or url is None:
+        config = load_config(config_path)
+        domain, url = domain or config.homeserver.domain, url or config.appservice.address
+    text = registration.render(Scope(scope), domain=domain, url=url, pilot_regex=pilot_regex)
+    if output == "-":
+        click.echo(text, nl=False)
+    else:
+        write_secret(Path(output), text)
+        click.echo(f"{output} is written; name it in app_service_config_files and in appservice.registration", err=True)
+
+
+@main.command("config")
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default="config.yaml")
+@click.option("--address", help="Where to reach the homeserver's client API.")
+@click.option("--domain", help="The homeserver's server name.")
+@_example("rtc-appservice config --domain example.org --address http://localhost:8008")
+def new_config(path: Path, address: str | None, domain: str | None) -> None:
+    """Write a commented configuration with a fresh secret to PATH; never overwrites."""
+    write_config(path, address=address, domain=domain)
+    click.echo(f"{path} is written; look through it, then run `rtc-appservice registration`", err=True)
+
+
+@main.command()
+@_config_option
+@_example("rtc-appservice check --config /data/config.yaml")
+def check(config_path: Path) -> None:
+    """Say whether the configuration and the registration it names can be used."""
+    config, registered = _checked(config_path)
+    envelopes = "are shown" if registered.envelopes else "are not shown (scope `rooms`)"
+    click.echo(f"{config_path} and {config.appservice.registration} can be used; to-device envelopes {envelopes}")
+
+
+def _checked(config_path: Path) -> tuple[Config, Registration]:
+    """Load the configuration and its registration; ConfigError if one of them is not fit to run with."""
+    config = load_config(config_path)
+    registered = registration.load(config.appservice.registration)
+    faults = registered.faults()
+    if faults:
+        lines = [f"{config.appservice.registration} cannot be used:", *(f"  {fault}" for fault in faults)]
+        raise ConfigError("\n".join(lines))
+    return config, registered
+
+
+# --- the database -----------------------------------------------------------------------------
+
+
+@main.group(cls=_Commands)
+def db() -> None:
+    """The database schema: `upgrade` brings it to the newest migration, `current` names the one it is at."""
+
+
+@db.command("upgrade")
+@_config_option
+@_example("rtc-appservice db upgrade")
+def db_upgrade(config_path: Path) -> None:
+    """Bring the database to the newest migration; `run` does the same at start."""
+    from rtc_appservice.service import database
+    from rtc_appservice.store import migrate
+
+    with database(load_config(config_path).database) as dsn:
+        click.echo(f"the database is at {asyncio.run(migrate.upgrade(dsn))}")
+
+
+@db.command("current")
+@_config_option
+@_format_option
+@_example("rtc-appservice db current --format json")
+def db_current(config_path: Path, form: Format) -> None:
+    """Name the migration that the database is at, and the newest one; exit 1 if they differ."""
+    import msgspec
+
+    from rtc_appservice.service import database
+    from rtc_appservice.store import migrate
+
+    with database(load_config(config_path).database) as dsn:
+        current, head = asyncio.run(migrate.current(dsn)), migrate.head()
+    if form == "json":
+        click.echo(msgspec.json.encode({"current": current, "head": head}))
+    else:
+        click.echo(f"current {current or 'none'}\nnewest  {head}")
+    sys.exit(0 if current == head else 1)
+
+
+# --- reports ----------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--homeserver", help="Its server name.  [default: the one most users of the recording have]")
+@click.option(
+    "--scope",
+    type=click.Choice(["auto", "rooms", "users"]),
+    default="auto",
+    show_default=True,
+    help="Whether to-device envelopes between users were recorded; auto looks for them.",
+)
+@_format_option
+@_example("rtc-appservice audit transactions.jsonl --format json")
+def audit(files: tuple[str, ...], homeserver: str | None, scope: str, form: Format) -> None:
+    """
+    Audit recorded transactions offline and print the report.
+
+    Each line of a FILE is a JSON object with `body`, the transaction, and `received_at` or `recv_ts`, in milliseconds
+    or RFC 3339. FILE can be - for standard input.
+    """
+    from rtc_appservice.core.audit import audit as audit_transactions
+    from rtc_appservice.recording import read_recordings
+
+    transactions = _with_progress(read_recordings(files))
+    # Nothing keyed leaves this process in a form to compare, so a secret of its own is enough.
+    report = audit_transactions(transactions, homeserver=homeserver, scope=scope, secret=secrets.token_bytes(32))
+    _print_report(report, form)
+
+
+@main.command("report")
+@_config_option
+@click.option("--days", type=click.IntRange(min=1), default=28, show_default=True, help="How far back.")
+@click.option("--homeserver", help="This one only.  [default: all in the database]")
+@_format_option
+@_example("rtc-appservice report --days 7 --format json")
+def print_report(config_path: Path, days: int, homeserver: str | None, form: Format) -> None:
+    """Print calls, fallbacks, blockers and readiness from the database."""
+    from rtc_appservice.service import database
+    from rtc_appservice.store import migrate
+    from rtc_appservice.store.pool import open_pool
+    from rtc_appservice.view.stored import read_report
+
+    now = datetime.now(UTC)
+
+    async def read(dsn: str) -> Report:
+        await migrate.require_head(dsn)
+        async with await open_pool(dsn, 1) as pool:
+            return await read_report(pool, since=now - timedelta(days=days), homeserver=homeserver, now=now)
+
+    with database(load_config(config_path).database) as dsn:
+        _print_report(asyncio.run(read(dsn)), form)
+
+
+def _print_report(report: Report, form: Format) -> None:
+    from rtc_appservice.view.report import render_json, render_text
+
+    click.echo(render_json(report) if form == "json" else render_text(report))
+
+
+def _with_progress(items: Iterator[RecordedTransaction]) -> Iterator[RecordedTransaction]:
+    """Pass items on; say on stderr how many there were, each second after the first."""
+    said_at = monotonic()
+    for count, item in enumerate(items, start=1):
+        if monotonic() - said_at > _PROGRESS_SECONDS:
+            said_at = monotonic()
+            click.echo(f"{count} transactions read", err=True)
+        yield item

@@ -1,0 +1,188 @@
+"""
+The service of `run`: every stage, wired up, started and stopped in order.
+
+Stages know nothing of each other; here each is given its callables and its database.
+"""
+
+import asyncio
+import gc
+import logging
+import signal
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+from aiohttp import web
+
+from rtc_appservice import __version__
+from rtc_appservice.config import Config, Database
+from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.errors import RtcAppserviceError, ServiceFailed
+from rtc_appservice.export.events import event_maker
+from rtc_appservice.export.posthog import run_posthog
+from rtc_appservice.export.prometheus import Metrics
+from rtc_appservice.intake.server import Credentials, IntakeServer
+from rtc_appservice.intake.transaction import TransactionIntake
+from rtc_appservice.ports import listening
+from rtc_appservice.projector import Projector, no_events, run_projector
+from rtc_appservice.registration import Registration
+from rtc_appservice.store import migrate
+from rtc_appservice.store.embedded import EmbeddedPostgres
+from rtc_appservice.store.pool import Pool, open_pool, store_errors
+from rtc_appservice.store.streams import open_stream
+from rtc_appservice.view.health import health_app
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def database(config: Database) -> Iterator[str]:
+    """Give the DSN of the configured database, or of an embedded one that runs for as long as it is in use."""
+    if config.dsn is not None:
+        yield config.dsn
+        return
+    server = EmbeddedPostgres(config.embedded_path)
+    try:
+        dsn = server.start()
+        _log.info("no database.url is given: PostgreSQL runs in a folder", extra={"folder": str(config.embedded_path)})
+        yield dsn
+    finally:
+        server.stop()
+
+
+async def run(config: Config, registration: Registration, dsn: str) -> None:
+    """
+    Serve until SIGTERM or Ctrl-C, then end what is under way and return.
+
+    Raises:
+        RtcAppserviceError: if it cannot start, or if a part of it ended by an error.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await migrate.upgrade(dsn)
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(await open_pool(dsn, config.database.pool_size))
+        metrics = Metrics(pool, [config.homeserver.domain], __version__)
+        intake = await _open_intake(config, pool)
+        projector = await _projector(config, registration, pool)
+        if config.metrics.enabled:
+            await stack.enter_async_context(_admin_listener(config, dsn, metrics))
+        await stack.enter_async_context(_homeserver_listener(config, registration, intake, metrics))
+        # What was imported and made so far stays; the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        _log.info("serving", extra=_description(config, registration))
+        await _run_until(
+            stop,
+            intake.run_heartbeat(stop),
+            run_projector(pool, projector, stop),
+            run_posthog(
+                pool,
+                stop,
+                api_key=config.posthog.key,
+                host=config.posthog.host,
+                secret=config.deployment_secret,
+                app_version=__version__,
+                observe=metrics.observe_export,
+            ),
+        )
+        _log.info("stopping")
+
+
+async def _open_intake(config: Config, pool: Pool) -> TransactionIntake:
+    name = ServerName(config.homeserver.domain)
+    reader = TransactionReader(name, config.deployment_secret, comparison_tags=config.detection.comparison_tags)
+    intake = TransactionIntake(pool, name, reader)
+    await intake.open()
+    return intake
+
+
+async def _projector(config: Config, registration: Registration, pool: Pool) -> Projector:
+    name = ServerName(config.homeserver.domain)
+    with store_errors():
+        async with pool.acquire() as connection:
+            stream = await open_stream(connection, name)
+    return Projector(
+        homeserver=name,
+        homeserver_id=stream.homeserver_id,
+        envelopes=registration.envelopes,
+        settings=config.detection.settings(),
+        events=event_maker(config.deployment_secret, __version__) if config.posthog.key else no_events,
+    )
+
+
+@asynccontextmanager
+async def _admin_listener(config: Config, dsn: str, metrics: Metrics) -> AsyncIterator[None]:
+    async def ready() -> None:
+        await migrate.require_head(dsn)
+
+    # No access log: probes and scrapes would be most of what is logged.
+    runner = web.AppRunner(health_app(metrics.page, ready), access_log=None)
+    await runner.setup()
+    host, port = config.metrics.hostname, config.metrics.listen_port
+    try:
+        with listening(host, port, keys="metrics.hostname and metrics.listen_port"):
+            await web.TCPSite(runner, host, port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def _homeserver_listener(
+    config: Config, registration: Registration, intake: TransactionIntake, metrics: Metrics
+) -> AsyncIterator[None]:
+    server = IntakeServer(
+        Credentials(
+            appservice_id=registration.id,
+            as_token=registration.as_token,
+            hs_token=registration.hs_token,
+            sender_localpart=registration.sender_localpart,
+        ),
+        address=config.homeserver.address,
+        homeserver=ServerName(config.homeserver.domain),
+        take=intake.take,
+        max_body_bytes=config.appservice.max_body_bytes,
+        observe=metrics.observe_transaction,
+    )
+    host, port = config.appservice.hostname, config.appservice.port
+    try:
+        with listening(host, port, keys="appservice.hostname and appservice.port"):
+            await server.start(host, port)
+        yield
+    finally:
+        await server.stop()
+
+
+async def _run_until(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
+    """Run the parts until `stop` is set and each has ended; one that fails ends all, and is raised."""
+
+    async def guarded(part: Awaitable[None]) -> None:
+        try:
+            await part
+        except RtcAppserviceError:
+            stop.set()
+            raise
+        except Exception as error:  # noqa: BLE001  # its text stays out of the log: a driver's may quote what it wrote
+            stop.set()
+            where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+            _log.critical("a part of the service failed", extra={"error": type(error).__name__, "trace": where})
+            raise ServiceFailed from None
+
+    for result in await asyncio.gather(*(guarded(part) for part in parts), return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _description(config: Config, registration: Registration) -> dict[str, object]:
+    """Give the log fields that say how the service was started."""
+    return {
+        "version": __version__,
+        "homeserver": config.homeserver.domain,
+        "listening": f"{config.appservice.hostname}:{config.appservice.port}",
+        "admin": f"{config.metrics.hostname}:{config.metrics.listen_port}" if config.metrics.enabled else "off",
+        "posthog": config.posthog.host if config.posthog.key else "off",
+        "envelopes": registration.envelopes,
+    }

@@ -1,0 +1,34 @@
+"""Stage 7: the report over what is in the database."""
+
+from datetime import datetime
+
+from rtc_appservice.core.model import Report, ServerName
+from rtc_appservice.core.report import build_report
+from rtc_appservice.errors import InputError
+from rtc_appservice.store.gaps import load_gaps
+from rtc_appservice.store.homeservers import load_homeservers
+from rtc_appservice.store.pool import Pool, store_errors
+from rtc_appservice.store.sessions import load_calls
+from rtc_appservice.store.totals import room_keys_in_history
+
+
+async def read_report(pool: Pool, *, since: datetime | None, homeserver: str | None, now: datetime) -> Report:
+    """
+    Give the report over the calls and gaps since a time (None: all there are) and the room keys in history now.
+
+    Raises:
+        InputError: if no transaction ever came from the homeserver that is asked for (None asks for all).
+    """
+    with store_errors():
+        async with pool.acquire() as conn:
+            known = await load_homeservers(conn)
+            if homeserver is not None and homeserver not in known:
+                names = ", ".join(known) or "none yet"
+                raise InputError(f"There is nothing from {homeserver} in the database; homeservers seen: {names}")
+            homeserver_id = None if homeserver is None else known[ServerName(homeserver)]
+            return build_report(
+                await load_calls(conn, since, homeserver_id),
+                gaps=await load_gaps(conn, homeserver_id, since),
+                room_keys_in_history=await room_keys_in_history(conn, homeserver_id),
+                now=now,
+            )
