@@ -53,6 +53,8 @@ class Context:
     beginning_seen: bool
     envelopes: bool
     to_device_history: Mapping[Device, datetime]
+    #: A cause is decided with what was known this long after the first room key, and stays: it has been told by then.
+    decided_after: timedelta
 
 
 def find_fallbacks(call: CallTraffic, context: Context) -> list[Occurrence]:
@@ -101,8 +103,10 @@ def _cause(
         return FallbackCause.UNKNOWN, (FallbackCause.STRAY, FallbackCause.AFTER_LEAVE)
     if first.after_leave:
         return FallbackCause.AFTER_LEAVE, ()
+    until = first.at + context.decided_after
+    keys = [key for key in keys if key.at <= until]
     padded = _is_padded(keys)
-    sends_to_device = any(delivery.stint.device == first.sender for delivery in call.deliveries)
+    sends_to_device = any(d.stint.device == first.sender and d.at <= until for d in call.deliveries)
     if foreign is not None:
         if sends_to_device or padded or _was_silent(call, stint, foreign):
             return FallbackCause.FOLLOWED, ()

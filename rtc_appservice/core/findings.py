@@ -151,7 +151,8 @@ def _obligations(case: Case) -> Iterator[Finding]:
 def _rotations(case: Case) -> Iterator[Finding]:
     horizon = timedelta(seconds=case.settings.horizon_seconds)
     for rotation in case.rotations:
-        if rotation.rotated_at is None and rotation.covered and case.watermark_at >= rotation.left_at + horizon:
+        in_time = rotation.rotated_at is not None and rotation.rotated_at <= rotation.left_at + horizon
+        if not in_time and rotation.covered and case.watermark_at >= rotation.left_at + horizon:
             yield _finding(
                 case,
                 FindingKind.NOT_ROTATED,

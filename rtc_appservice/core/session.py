@@ -7,11 +7,13 @@ watermark. What is stored of this is a cache.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rtc_appservice.core import findings, obligations, verdict
-from rtc_appservice.core.attribution import ONE_DISTRIBUTION, CallTraffic, Delivery, Device, RoomKeySeen, attribute
+from rtc_appservice.core.attribution import CallTraffic, Delivery, Device, attribute
+from rtc_appservice.core.distributions import build_distributions
 from rtc_appservice.core.fallback import Context, Occurrence, find_fallbacks
 from rtc_appservice.core.generation import infer_generation
 from rtc_appservice.core.model import (
@@ -20,118 +22,127 @@ from rtc_appservice.core.model import (
     CallSession,
     DeliveryCounts,
     DeviceId,
-    DeviceRef,
     DistributionCounts,
     FallbackCause,
-    KeyDistribution,
     KeyTransport,
     ObligationCounts,
     Observation,
     Outcome,
     Participant,
     RoomHistory,
-    RoomState,
     Settings,
     Stint,
     StintSpan,
     UserId,
 )
+from rtc_appservice.core.room_facts import RoomFacts
 from rtc_appservice.core.stints import CallSpan, build_spans, build_stints, in_order
 
-#: Watched this long without a gap, memberships of before have shown themselves or ended (`expires` is 4 h).
-WATCHED_LONG_ENOUGH = timedelta(hours=4)
 #: Outcomes that become findings.
 _NOTABLE = frozenset({Outcome.MISSING, Outcome.RECOVERED_BY_ROOM_EVENT, Outcome.LATE})
+
+
+@dataclass(slots=True, frozen=True)
+class Analysis:
+    """A call with all that was worked out of it, before it is put in words."""
+
+    call_id: CallId
+    call: CallTraffic
+    beginning_seen: bool
+    encrypted_room: bool | None
+    history_visibility: str | None
+    fallbacks: Sequence[Occurrence]
+    owed: Sequence[obligations.ObligationGroup]
+    settled: bool
 
 
 def project_room(history: RoomHistory, settings: Settings | None = None) -> list[CallSession]:
     """Project all call sessions of a room, in order of start."""
     settings = settings or Settings()
     observations = in_order(history.observations)
+    return [_put_in_words(found, history, observations, settings) for found in analyse(history, observations, settings)]
+
+
+def analyse(history: RoomHistory, observations: Sequence[Observation], settings: Settings) -> Iterator[Analysis]:
+    """Work out the calls of a room from its ordered observations, in order of start."""
     spans = build_spans(build_stints(observations, history.watermark_at))
-    room = _RoomFacts(history, observations)
+    room = RoomFacts(history, observations)
     to_device_seen = dict(history.to_device_history)
-    sessions = []
+    settle_after = timedelta(seconds=settings.horizon_seconds + settings.late_seconds)
     for call in attribute(history.room_id, observations, spans):
-        session = _project_call(call, history, room, observations, to_device_seen, settings)
-        for user_id, device_id, at in session.to_device_seen:
+        span = call.span
+        beginning_seen = room.beginning_seen(span.started_at)
+        encrypted = room.encrypted(span)
+        fallbacks = find_fallbacks(call, Context(beginning_seen, history.envelopes, to_device_seen, settle_after))
+        sight = obligations.Sight(
+            homeserver=history.homeserver,
+            envelopes=history.envelopes,
+            keys_managed=encrypted is not False or bool(call.room_keys or call.deliveries),
+            witnesses=frozenset(),
+            room_only=_devices(fallbacks, FallbackCause.ROOM_ONLY_CLIENT),
+            cannot_send=_devices(fallbacks, FallbackCause.HOST_CANNOT_SEND, FallbackCause.GAVE_UP),
+            watermark_at=history.watermark_at,
+            settings=settings,
+        )
+        yield Analysis(
+            call_id=_call_id(history, span),
+            call=call,
+            beginning_seen=beginning_seen,
+            encrypted_room=encrypted,
+            history_visibility=room.visibility(span),
+            fallbacks=fallbacks,
+            owed=tuple(obligations.obligations(call, sight)),
+            settled=span.ended_at is not None and history.watermark_at >= span.ended_at + settle_after,
+        )
+        for user_id, device_id, at in _to_device_seen(call.deliveries):
             to_device_seen[(user_id, device_id)] = max(at, to_device_seen.get((user_id, device_id), at))
-        sessions.append(session)
-    return sessions
 
 
-def _project_call(
-    call: CallTraffic,
-    history: RoomHistory,
-    room: "_RoomFacts",
-    observations: Sequence[Observation],
-    to_device_history: Mapping[Device, datetime],
-    settings: Settings,
+def _put_in_words(
+    found: Analysis, history: RoomHistory, observations: Sequence[Observation], settings: Settings
 ) -> CallSession:
-    span = call.span
-    call_id = _call_id(history, span)
-    beginning_seen = room.beginning_seen(span.started_at)
-    fallbacks = find_fallbacks(call, Context(beginning_seen, history.envelopes, to_device_history))
-    within = _within(span, observations, settings)
-    encrypted = room.encrypted(span)
+    call, span = found.call, found.call.span
     counts: Counter[Outcome] = Counter()
     keys_off = 0
-    notable = []
-    sight = obligations.Sight(
-        homeserver=history.homeserver,
-        envelopes=history.envelopes,
-        keys_managed=encrypted is not False or bool(call.room_keys or call.deliveries),
-        witnesses=frozenset(),
-        room_only=_devices(fallbacks, FallbackCause.ROOM_ONLY_CLIENT),
-        cannot_send=_devices(fallbacks, FallbackCause.HOST_CANNOT_SEND, FallbackCause.GAVE_UP),
-        watermark_at=history.watermark_at,
-        settings=settings,
-    )
-    for owed in obligations.obligations(call, sight):
+    for owed in found.owed:
         counts[owed.outcome] += len(owed.ids)
         keys_off += len(owed.ids) if owed.excuse == obligations.KEYS_OFF else 0
-        if owed.outcome in _NOTABLE:
-            notable.append(owed)
-    settle_after = timedelta(seconds=settings.horizon_seconds + settings.late_seconds)
-    settled = span.ended_at is not None and history.watermark_at >= span.ended_at + settle_after
-    participants = _participants(call, fallbacks)
+    participants = _participants(call, found.fallbacks)
     coverage = verdict.coverage_of(call, envelopes=history.envelopes, witness=False)
     most = verdict.max_participants(span)
     decided, evidence = verdict.decide(
         call,
-        beginning_seen=beginning_seen,
+        beginning_seen=found.beginning_seen,
         coverage=coverage,
         participants=most,
         outcomes=counts,
         keys_off=keys_off,
-        fallbacks=fallbacks,
+        fallbacks=found.fallbacks,
     )
-    found = findings.find(
-        findings.Case(
-            call_id=call_id,
-            call=call,
-            participants=participants,
-            fallbacks=fallbacks,
-            owed=notable,
-            rotations=_rotations(call, readable=not call.unreadable),
-            observations=within,
-            encrypted_room=encrypted,
-            history_visibility=room.visibility(span),
-            watermark_at=history.watermark_at,
-            settled=settled,
-            settings=settings,
-        )
+    case = findings.Case(
+        call_id=found.call_id,
+        call=call,
+        participants=participants,
+        fallbacks=found.fallbacks,
+        owed=[owed for owed in found.owed if owed.outcome in _NOTABLE],
+        rotations=_rotations(call, readable=not call.unreadable),
+        observations=_within(span, observations, settings),
+        encrypted_room=found.encrypted_room,
+        history_visibility=found.history_visibility,
+        watermark_at=history.watermark_at,
+        settled=found.settled,
+        settings=settings,
     )
-    distributions = _distributions(call, call_id)
+    distributions = build_distributions(call, found.call_id)
     report = CallReport(
-        call_id=call_id,
+        call_id=found.call_id,
         homeserver=history.homeserver,
         room_id=history.room_id,
         slot_id=span.slot_id,
         started_at=span.started_at,
         ended_at=span.ended_at,
-        beginning_seen=beginning_seen,
-        encrypted_room=encrypted,
+        beginning_seen=found.beginning_seen,
+        encrypted_room=found.encrypted_room,
         membership_mode=verdict.membership_mode(span),
         coverage=coverage,
         verdict=decided,
@@ -149,66 +160,25 @@ def _project_call(
             unclassified=len(call.unclassified),
         ),
         obligations=ObligationCounts(**{outcome.value: counts[outcome] for outcome in Outcome}),
-        fallbacks=tuple(occurrence.fallback for occurrence in fallbacks),
-        findings=found,
-        settled=settled,
+        fallbacks=tuple(occurrence.fallback for occurrence in found.fallbacks),
+        findings=findings.find(case),
+        settled=found.settled,
+    )
+    stints = tuple(
+        StintSpan(
+            room_id=history.room_id,
+            slot_id=span.slot_id,
+            user_id=user_id,
+            device_id=device_id,
+            joined_at=stint.joined_at,
+            left_at=stint.left_at,
+        )
+        for (user_id, device_id), own in span.devices().items()
+        for stint in own
     )
     return CallSession(
-        report=report,
-        distributions=distributions,
-        stints=tuple(
-            StintSpan(
-                room_id=history.room_id,
-                slot_id=span.slot_id,
-                user_id=user_id,
-                device_id=device_id,
-                joined_at=stint.joined_at,
-                left_at=stint.left_at,
-            )
-            for (user_id, device_id), stints in span.devices().items()
-            for stint in stints
-        ),
-        to_device_seen=_to_device_seen(call.deliveries),
+        report=report, distributions=distributions, stints=stints, to_device_seen=_to_device_seen(call.deliveries)
     )
-
-
-class _RoomFacts:
-    """State of the room over time, as far as it was seen."""
-
-    def __init__(self, history: RoomHistory, observations: Sequence[Observation]) -> None:
-        self._history = history
-        self._state = [(o.event_at, o.body) for o in observations if isinstance(o.body, RoomState)]
-        created = [at for at, body in self._state if body.event_type == "m.room.create"]
-        self._seen_since = min((at for at in (*created, history.snapshot_at) if at is not None), default=None)
-
-    def beginning_seen(self, started_at: datetime) -> bool:
-        """Watched since the room's creation, read as a snapshot, or watched for 4 h without a gap."""
-        since = self._seen_since
-        if since is None and self._history.watched_since is not None:
-            since = self._history.watched_since + WATCHED_LONG_ENOUGH
-        gaps = [gap for gap in self._history.gaps if gap.room_id in (None, self._history.room_id)]
-        for gap in gaps:
-            if gap.reason != "to_device_lost" and gap.ended_at is not None and gap.ended_at <= started_at:
-                until = gap.ended_at + WATCHED_LONG_ENOUGH
-                since = until if since is None else max(since, until)
-        return since is not None and since <= started_at
-
-    def encrypted(self, span: CallSpan) -> bool | None:
-        """True once an encryption event was seen (it stays so); false only if the room was seen from its start."""
-        until = span.ended_at
-        for at, body in self._state:
-            if body.event_type == "m.room.encryption" and (until is None or at <= until):
-                return True
-        return False if self._seen_since is not None and self._seen_since <= span.started_at else None
-
-    def visibility(self, span: CallSpan) -> str | None:
-        """Give the history visibility in force when the call began, if seen."""
-        found = [
-            body.value
-            for at, body in self._state
-            if body.event_type == "m.room.history_visibility" and at <= span.started_at
-        ]
-        return found[-1] if found else None
 
 
 def _call_id(history: RoomHistory, span: CallSpan) -> CallId:
@@ -244,58 +214,6 @@ def _participants(call: CallTraffic, fallbacks: Sequence[Occurrence]) -> tuple[P
             )
         )
     return tuple(found)
-
-
-def _distributions(call: CallTraffic, call_id: CallId) -> tuple[KeyDistribution, ...]:
-    found = [_room_distribution(key, call, call_id) for key in call.room_keys]
-    groups: list[list[Delivery]] = []
-    open_of: dict[Device, list[Delivery]] = {}
-    for delivery in sorted(call.deliveries, key=lambda d: (d.at, d.observation.identity)):
-        device = delivery.stint.device
-        group = open_of.get(device)
-        if group is None or delivery.at - group[0].at > ONE_DISTRIBUTION:
-            group = open_of[device] = []
-            groups.append(group)
-        group.append(delivery)
-    found += [_to_device_distribution(group, call_id) for group in groups]
-    return tuple(sorted(found, key=lambda distribution: (distribution.at, distribution.distribution_id)))
-
-
-def _room_distribution(key: RoomKeySeen, call: CallTraffic, call_id: CallId) -> KeyDistribution:
-    present = sum(1 for stint in call.span.stints if stint is not key.stint and stint.is_live(key.at))
-    return KeyDistribution(
-        distribution_id=_distribution_id(call_id, key.observation.identity),
-        sender=DeviceRef(user_id=key.sender[0], device_id=key.sender[1]),
-        key_transport=KeyTransport.ROOM_EVENT,
-        at=key.at,
-        index=key.keys[-1].index if key.keys else None,
-        evidence=key.evidence,
-        resend=key.resend,
-        after_leave=key.after_leave,
-        recipients=present,
-        observations=(key.observation.identity,),
-    )
-
-
-def _to_device_distribution(group: Sequence[Delivery], call_id: CallId) -> KeyDistribution:
-    first = group[0]
-    user_id, device_id = first.stint.device
-    return KeyDistribution(
-        distribution_id=_distribution_id(call_id, first.observation.identity),
-        sender=DeviceRef(user_id=user_id, device_id=device_id),
-        key_transport=KeyTransport.TO_DEVICE,
-        at=first.at,
-        index=first.keys[0].index if first.keys else None,
-        evidence=first.evidence,
-        resend=False,
-        after_leave=first.after_leave,
-        recipients=len({delivery.recipient.device for delivery in group}),
-        observations=tuple(delivery.observation.identity for delivery in group),
-    )
-
-
-def _distribution_id(call_id: CallId, identity: str) -> str:
-    return hashlib.blake2b(f"{call_id}\0{identity}".encode(), digest_size=16).hexdigest()
 
 
 def _rotations(call: CallTraffic, *, readable: bool) -> list[findings.Rotation]:

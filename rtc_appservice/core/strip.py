@@ -2,8 +2,8 @@
 Stage 2: raw JSON in, raw JSON without key material out.
 
 A key event is rebuilt from an allow-list: what is not named here does not leave this module. Where a
-media key stood, a dict with its length, base64 form and comparison tag stands; strings of the content that are
-kept and happen to repeat a key of it, in any usual encoding, are blanked.
+media key stood, a dict with its length, base64 form and comparison tag stands; strings that are kept and
+happen to repeat a key of the same event, in any usual encoding, are blanked.
 """
 
 import base64
@@ -55,7 +55,7 @@ def strip_key_event(event: dict[str, Any], tagger: Tagger) -> dict[str, Any]:
         if isinstance(content.get(name), dict):
             kept[name] = {key: content[name][key] for key in inner if _is_scalar(content[name].get(key))}
     secrets = set(_forms(content))
-    stripped["content"] = _blank(kept, secrets)
+    stripped = _blank(stripped | {"content": kept}, secrets)
     for name in ("keys", "media_key"):
         if name in content:
             stripped["content"][name] = _mark_entries(content[name], tagger)
