@@ -1,0 +1,119 @@
+"""
+Stage 5: one call told in full: its timeline, and who owed whom which key and what came of it.
+
+Answers "why could Bob not hear Alice". Worked out anew from the observations, by the same analysis as the report.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from msgspec import Struct
+
+from rtc_appservice.core.model import (
+    CallId,
+    CallReport,
+    CallSession,
+    DeviceRef,
+    Evidence,
+    KeyTransport,
+    Outcome,
+    RoomHistory,
+    Settings,
+)
+from rtc_appservice.core.session import Analysis, analyse, project_room
+from rtc_appservice.core.stints import DeviceStint, in_order
+
+
+class TimelineEntry(Struct, frozen=True, kw_only=True):
+    """One thing that happened in a call."""
+
+    at: datetime
+    what: str  #: `joined`, `left`, `key_distributed`, `finding`
+    device: DeviceRef | None
+    key_transport: KeyTransport | None = None
+    key_index: int | None = None
+    recipients: int | None = None
+    evidence: Evidence | None = None
+    note: str | None = None  #: end reason, `resend`, `after_leave`, or the finding's kind
+
+
+class OwedKey(Struct, frozen=True, kw_only=True):
+    """One obligation: a key owed by a device to another, and its outcome."""
+
+    sender: DeviceRef
+    recipient: DeviceRef
+    moment: str  #: `join` or `leave`
+    owed_at: datetime
+    outcome: Outcome
+    excuse: str | None
+    met_at: datetime | None
+    evidence: Evidence
+
+
+class CallExplanation(Struct, frozen=True, kw_only=True):
+    """A call's report, its timeline in order, and every obligation in order of (time, sender, recipient)."""
+
+    call: CallReport
+    timeline: tuple[TimelineEntry, ...]
+    owed: tuple[OwedKey, ...]
+
+
+def explain(history: RoomHistory, call_id: CallId, settings: Settings | None = None) -> CallExplanation | None:
+    """Tell one call of a room in full, or give None if the room had no such call."""
+    settings = settings or Settings()
+    session = next((found for found in project_room(history, settings) if found.report.call_id == call_id), None)
+    observations = in_order(history.observations)
+    analysis = next((found for found in analyse(history, observations, settings) if found.call_id == call_id), None)
+    if session is None or analysis is None:
+        return None
+    timeline = sorted(_timeline(session, analysis), key=lambda entry: (entry.at, entry.what, str(entry.device)))
+    owed = sorted(_owed(analysis), key=lambda key: (key.owed_at, str(key.sender), str(key.recipient)))
+    return CallExplanation(call=session.report, timeline=tuple(timeline), owed=tuple(owed))
+
+
+def _timeline(session: CallSession, analysis: Analysis) -> Iterator[TimelineEntry]:
+    for stint in analysis.call.span.stints:
+        device = None if stint.sealed else _ref(stint)
+        yield TimelineEntry(at=stint.joined_at, what="joined", device=device, evidence=Evidence.DIRECT)
+        if stint.left_at is not None:
+            reason = None if stint.end_reason is None else stint.end_reason.value
+            yield TimelineEntry(at=stint.left_at, what="left", device=device, note=reason, evidence=Evidence.DIRECT)
+    for distribution in session.distributions:
+        notes = [
+            name
+            for name, is_so in (("resend", distribution.resend), ("after_leave", distribution.after_leave))
+            if is_so
+        ]
+        yield TimelineEntry(
+            at=distribution.at,
+            what="key_distributed",
+            device=distribution.sender,
+            key_transport=distribution.key_transport,
+            key_index=distribution.index,
+            recipients=distribution.recipients,
+            evidence=distribution.evidence,
+            note=", ".join(notes) or None,
+        )
+    for finding in session.report.findings:
+        yield TimelineEntry(
+            at=finding.at, what="finding", device=finding.subject, evidence=finding.evidence, note=finding.kind.value
+        )
+
+
+def _owed(analysis: Analysis) -> Iterator[OwedKey]:
+    for group in analysis.owed:
+        for recipient in group.recipients():
+            yield OwedKey(
+                sender=_ref(group.sender),
+                recipient=_ref(recipient),
+                moment=group.moment.kind,
+                owed_at=group.moment.at,
+                outcome=group.outcome,
+                excuse=group.excuse,
+                met_at=group.met_at,
+                evidence=group.evidence,
+            )
+
+
+def _ref(stint: DeviceStint) -> DeviceRef:
+    return DeviceRef(user_id=stint.user_id, device_id=stint.device_id)
