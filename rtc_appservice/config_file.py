@@ -21,16 +21,16 @@ from rtc_appservice.files import read_yaml, write_secret
 PATH_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 
-def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+def load_config(path: Path) -> Config:
     """
-    Read a file and the environment into a `Config`.
+    Read a file and the environment of the process into a `Config`.
 
     Relative paths in the file start at the file's folder, those in the environment at the working directory.
 
     Raises:
         ConfigError: with every fault, each on its own line beginning with the key.
     """
-    faults = [_unknown_variable(name) for name in sorted(environment) if _is_unknown(name)]
+    faults = [_unknown_variable(name) for name in sorted(os.environ) if _is_unknown(name)]
     try:
         config = Config(**_from_file(path))
     except ValidationError as error:
@@ -93,7 +93,9 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 def _from_file(path: Path) -> dict[str, Any]:
     """Give the file's keys with paths made absolute and empty sections left out."""
     content = read_yaml(path, command=f"config {path}")
-    return {name: _absolute(name, value, path.absolute().parent) for name, value in content.items() if value is not None}
+    return {
+        name: _absolute(name, value, path.absolute().parent) for name, value in content.items() if value is not None
+    }
 
 
 def _absolute(key: str, value: Any, folder: Path) -> Any:

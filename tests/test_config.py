@@ -1,0 +1,219 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rtc_appservice.config import Config
+from rtc_appservice.config_file import load_config, render_config, write_config
+from rtc_appservice.core.model import Settings
+from rtc_appservice.errors import ConfigError
+
+SECRET = "sixteen-bytes-at-least"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what the developer's own shell sets out of the tests."""
+    for name in [name for name in os.environ if name.startswith("RTC_APPSERVICE_")]:
+        monkeypatch.delenv(name)
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    """Give a configuration with what has no default, and nothing else."""
+    return _write(tmp_path, f"secret: {SECRET}\nhomeserver: {{address: 'http://hs:8008/', domain: example.org}}\n")
+
+
+def _keys(content: object, prefix: str = "") -> Iterator[str]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _keys(value, f"{prefix}{key}.")
+    else:
+        yield prefix.rstrip(".")
+
+
+def test_written_config_is_the_default_one(tmp_path: Path) -> None:
+    """What `config` writes is valid, holds a fresh secret, and leaves every default as it is."""
+    path = tmp_path / "config.yaml"
+    write_config(path, address="http://hs:8008", domain="example.org")
+    config = load_config(path)
+
+    assert "example.org" == config.homeserver.domain
+    assert 16 <= len(config.deployment_secret)
+    assert Settings() == config.detection.settings()
+    assert config.database.dsn is None
+    assert config.posthog.key is None
+    assert 0o600 == path.stat().st_mode & 0o777
+
+
+def test_written_config_names_every_key() -> None:
+    """Keys without a value stand there commented out, so the file alone tells what there is."""
+    text = render_config({})
+    uncommented = "\n".join(
+        line.replace("#", "", 1) if line.strip().startswith("#") and not line.strip().startswith("# ") else line
+        for line in text.splitlines()
+    )
+
+    expected = {
+        f"{name}.{key}"
+        for name, field in Config.model_fields.items()
+        for key in getattr(field.annotation, "model_fields", ())
+    }
+    assert {"secret", "secret_file"} | expected == set(_keys(yaml.safe_load(uncommented)))
+
+
+def test_two_written_configs_have_two_secrets(tmp_path: Path) -> None:
+    """A secret is never a constant."""
+    for name in ("a", "b"):
+        write_config(tmp_path / name)
+
+    assert load_config(tmp_path / "a").deployment_secret != load_config(tmp_path / "b").deployment_secret
+
+
+def test_config_is_never_overwritten(minimal: Path) -> None:
+    """A second `config` would lose the secret."""
+    before = minimal.read_text()
+    with pytest.raises(ConfigError, match="never overwritten"):
+        write_config(minimal)
+
+    assert before == minimal.read_text()
+
+
+def test_every_fault_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run tells all that is wrong, by key, in the file and in the environment."""
+    monkeypatch.setenv("RTC_APPSERVICE_DATABSE__URL", "postgresql://u:hunter2@h/d")
+    path = _write(
+        tmp_path,
+        """
+        secret: short
+        homeserver: {adress: 'http://hs:8008', domain: ''}
+        appservice: {address: hs, port: 99999, max_body_bytes: none}
+        database: {url: 'mysql://u:hunter2@h/d', url_file: nowhere, pool_size: 0}
+        posthog: {api_key: phc_x}
+        detection: {grace_seconds: 9, horizon_seconds: 8}
+        logging: {level: LOUD}
+        extra: 1
+        """,
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    faults = [line.strip().partition(": ")[0] for line in str(caught.value).splitlines()[1:]]
+
+    assert [
+        "RTC_APPSERVICE_DATABSE__URL",
+        "secret",
+        "homeserver.address",
+        "homeserver.domain",
+        "homeserver.adress",
+        "appservice.address",
+        "appservice.port",
+        "appservice.max_body_bytes",
+        "database.url",
+        "database.url_file",
+        "database.pool_size",
+        "posthog.host",
+        "detection.horizon_seconds",
+        "logging.level",
+        "extra",
+    ] == faults
+    assert "did you mean homeserver.address?" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_missing_secret_is_a_fault(tmp_path: Path) -> None:
+    """Without a secret nothing could be keyed, so there is no default for it."""
+    path = _write(tmp_path, "homeserver: {address: 'http://hs:8008', domain: example.org}")
+    with pytest.raises(ConfigError, match="secret_file: is missing, and so is `secret`"):
+        load_config(path)
+
+
+def test_environment_wins_over_the_file(minimal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key set in the environment is taken, the section's other keys stay; an empty variable says nothing."""
+    for name, value in {
+        "HOMESERVER__DOMAIN": "other.org",
+        "APPSERVICE__PORT": "1234",
+        "LOGGING__LEVEL": "",
+        "CONFIG": str(minimal),
+    }.items():
+        monkeypatch.setenv(f"RTC_APPSERVICE_{name}", value)
+    config = load_config(minimal)
+
+    assert ("other.org", "http://hs:8008") == (config.homeserver.domain, config.homeserver.address)
+    assert 1234 == config.appservice.port
+    assert "INFO" == config.logging.level
+
+
+def test_secrets_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret may stand in a file of its own, named from the folder of the configuration; its newline is not part."""
+    (tmp_path / "url").write_text("postgresql://u:p@h/d\n")
+    (tmp_path / "key").write_text("phc_x\n")
+    path = _write(
+        tmp_path,
+        """
+        homeserver: {address: 'http://hs:8008', domain: example.org}
+        database: {url_file: url}
+        posthog: {api_key_file: key, host: 'http://localhost:1'}
+        """,
+    )
+    (tmp_path / "elsewhere").write_text(f"{SECRET}\n")
+    monkeypatch.setenv("RTC_APPSERVICE_SECRET_FILE", str(tmp_path / "elsewhere"))
+    config = load_config(path)
+
+    assert SECRET.encode() == config.deployment_secret
+    assert "postgresql://u:p@h/d" == config.database.dsn
+    assert "phc_x" == config.posthog.key
+
+
+def test_a_secret_and_its_file_are_too_much(minimal: Path) -> None:
+    """Which of two is meant cannot be told."""
+    (minimal.parent / "secret").write_text(SECRET)
+    minimal.write_text(minimal.read_text() + "secret_file: secret\n")
+    with pytest.raises(ConfigError, match="secret_file: is given, and `secret` too"):
+        load_config(minimal)
+
+
+def test_secrets_are_not_printed(minimal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A printed configuration, in a log or an error, shows no secret."""
+    url = "postgresql://u:hunter2@h/d"
+    monkeypatch.setenv("RTC_APPSERVICE_DATABASE__URL", url)
+    config = load_config(minimal)
+
+    assert url == config.database.dsn
+    assert "hunter2" not in repr(config)
+    assert SECRET not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "line 1: not YAML"),
+        ("- a\n- b\n", "must hold keys"),
+        ("homeserver: example.org", "homeserver: Input should be"),
+        ("", "homeserver: is missing"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    """What is no configuration is said to be none, without a traceback's words."""
+    with pytest.raises(ConfigError, match=message):
+        load_config(_write(tmp_path, text))
+
+
+def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> None:
+    """The first thing a newcomer meets says what to do."""
+    with pytest.raises(ConfigError, match=r"`rtc-appservice config .*absent.yaml` writes one"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_empty_sections_are_left_at_their_defaults(minimal: Path) -> None:
+    """A section whose keys are all commented out is none."""
+    minimal.write_text(minimal.read_text() + "metrics:\nposthog:\n")
+
+    assert 29332 == load_config(minimal).metrics.listen_port
