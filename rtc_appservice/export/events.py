@@ -45,8 +45,7 @@ def outbox_rows(
     """
     Take a projected call and the findings that settled with this projection; give the rows to send.
 
-    A settled call gives its `RtcCallEnded` and `RtcKeyDistributed` rows each time it is passed, with the
-    same uuids: the outbox drops what it has seen.
+    A call passed as settled gives its `RtcCallEnded` and `RtcKeyDistributed` rows: the projector passes it so once.
     """
     call = _Call(session, Pseudonyms(secret), app_version)
     rows = []

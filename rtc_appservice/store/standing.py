@@ -1,5 +1,6 @@
 """Stage 3: how things stand now: the totals, what goes on, and what waits. Read by the metrics page."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -7,24 +8,17 @@ import msgspec
 from msgspec import Struct, field
 
 from rtc_appservice.core.model import ServerName
-from rtc_appservice.store import outbox
+from rtc_appservice.store import outbox, totals
 from rtc_appservice.store.outbox import Pending
 from rtc_appservice.store.pool import Connection
-
-
-class TotalRow(Struct, frozen=True, kw_only=True):
-    """One total of one homeserver, as far as it has come."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: int
+from rtc_appservice.store.totals import Rollup
 
 
 class HomeserverStanding(Struct, frozen=True, kw_only=True):
     """How one homeserver stands."""
 
     homeserver: ServerName
-    totals: tuple[TotalRow, ...] = ()
+    totals: tuple[Rollup, ...] = ()
     calls_active: Mapping[str, int] = field(default_factory=dict)  #: calls going on, by verdict so far
     rooms_watched: int = 0
     gaps: int = 0  #: that reach past the time asked for
@@ -41,9 +35,7 @@ async def load_standing(conn: Connection, gaps_since: datetime) -> Standing:
     """Give how everything stands; gaps are counted that reach past `gaps_since`."""
     rows = await conn.fetch(
         """
-        SELECT homeserver_id, name,
-            (SELECT jsonb_agg(jsonb_build_object('name', r.name, 'labels', r.labels, 'value', r.value))
-             FROM rollup r WHERE r.homeserver_id = h.homeserver_id) AS totals,
+        SELECT name,
             (SELECT jsonb_object_agg(verdict, calls) FROM (
                 SELECT verdict, count(*) AS calls FROM call_session c
                 WHERE c.homeserver_id = h.homeserver_id AND ended_at IS NULL GROUP BY verdict
@@ -56,10 +48,13 @@ async def load_standing(conn: Connection, gaps_since: datetime) -> Standing:
         """,
         gaps_since,
     )
+    rollups: dict[str, list[Rollup]] = defaultdict(list)
+    for rollup in await totals.load(conn):
+        rollups[rollup.homeserver].append(rollup)
     homeservers = tuple(
         HomeserverStanding(
             homeserver=ServerName(row["name"]),
-            totals=msgspec.json.decode(row["totals"] or "[]", type=tuple[TotalRow, ...]),
+            totals=tuple(rollups[row["name"]]),
             calls_active=msgspec.json.decode(row["calls_active"] or "{}", type=dict[str, int]),
             rooms_watched=row["rooms_watched"],
             gaps=row["gaps"],

@@ -1,0 +1,253 @@
+"""
+Stage 7: a report as people read it, and as programs read it.
+
+Names in a report come from strangers: anything that a terminal would obey is shown as a replacement character.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from io import StringIO
+from typing import TypeVar
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from rtc_appservice.core.model import (
+    BLOCKING_CAUSES,
+    CallReport,
+    DeviceRef,
+    Fallback,
+    FallbackCause,
+    Finding,
+    Gap,
+    Participant,
+    Readiness,
+    Report,
+    Severity,
+    Stint,
+    Verdict,
+)
+
+#: More than this of anything is for `--format json`.
+LISTED = 30
+
+_READINESS = {
+    "ready": "READY: the room-event backup can be switched off.",
+    "not_ready": "NOT READY: do not switch the room-event backup off yet.",
+    "insufficient_data": "NOT KNOWN YET: too little was seen to say whether the room-event backup can go.",
+}
+_VERDICTS = {
+    Verdict.TO_DEVICE: "all media keys by to-device",
+    Verdict.ROOM_EVENT: "all media keys by room events",
+    Verdict.MIXED: "media keys by to-device and by room events",
+    Verdict.NO_KEYS: "no media key by either way",
+    Verdict.SOLO: "never two participants at once",
+    Verdict.UNKNOWN: "too little was seen to tell",
+}
+_CAUSES = {
+    FallbackCause.STRAY: "sent a room key without being in the call",
+    FallbackCause.AFTER_LEAVE: "had left the call; harmless",
+    FallbackCause.FOLLOWED: "another device was first",
+    FallbackCause.GAVE_UP: "could send by to-device, and gave it up",
+    FallbackCause.HOST_CANNOT_SEND: "its host application cannot send to-device messages",
+    FallbackCause.ROOM_ONLY_CLIENT: "its client can only use room events",
+    FallbackCause.UNKNOWN: "cause not decidable",
+}
+_SEVERITIES = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
+
+_T = TypeVar("_T")
+
+
+def render_json(report: Report) -> bytes:
+    """Give a report as JSON, with a line break at its end. The field names are a stable contract."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def render_text(report: Report, *, width: int = 120) -> str:
+    """Give a report as text for an operator, at most `width` columns wide, without colours."""
+    out = StringIO()
+    console = Console(file=out, width=width, color_system=None, highlight=False, markup=False, emoji=False)
+    console.print(f"MatrixRTC media keys, as of {_time(report.generated_at)}\n")
+    _print_readiness(console, report.readiness)
+    _print_totals(console, report)
+    for number, call in enumerate(report.calls[-LISTED:], start=max(0, len(report.calls) - LISTED) + 1):
+        _print_call(console, number, call)
+    if len(report.calls) > LISTED:
+        console.print(f"The {LISTED} newest calls are listed; JSON has all {len(report.calls)}.\n")
+    _print_gaps(console, report.gaps)
+    lines = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).rstrip() + "\n"
+
+
+def _print_readiness(console: Console, readiness: Readiness) -> None:
+    console.print(_READINESS.get(readiness.verdict, _plain(readiness.verdict)))
+    _print_bullets(console, readiness.reasons)
+    console.print()
+
+
+def _print_totals(console: Console, report: Report) -> None:
+    by_verdict = ", ".join(f"{count} {verdict}" for verdict, count in report.totals.by_verdict.items())
+    console.print(f"Calls: {report.totals.calls}" + (f" ({by_verdict})" if by_verdict else ""))
+    console.print(f"Room events with media keys that stand in room history: {report.totals.room_keys_in_history}\n")
+
+
+def _print_call(console: Console, number: int, call: CallReport) -> None:
+    title = f"Call {number}: {call.verdict}, {_VERDICTS[call.verdict]} (evidence: {call.evidence})"
+    console.rule(Text(title), align="left", characters="-")
+    facts = _table("fact", "value", header=False)
+    for name, value in _facts(call):
+        facts.add_row(name, Text(value))
+    console.print(facts)
+    _print_participants(console, call.participants)
+    _print_fallbacks(console, call.fallbacks)
+    _print_findings(console, call.findings)
+    console.print()
+
+
+def _facts(call: CallReport) -> Iterable[tuple[str, str]]:
+    ended = "still going on" if call.ended_at is None else f"{_time(call.ended_at)} ({_length(call)})"
+    yield "when", f"{_time(call.started_at)} to {ended}" + ("" if call.beginning_seen else "; beginning not seen")
+    encrypted = {True: "encrypted", False: "not encrypted", None: "encryption not seen"}[call.encrypted_room]
+    yield "where", f"{_plain(call.room_id)} on {_plain(call.homeserver)}, {encrypted}; slot {_plain(call.slot_id)}"
+    yield "call id", _plain(call.call_id)
+    yield "seen by", ", ".join(call.coverage) or "nothing"
+    yield "joined as", f"{call.membership_mode}, at most {call.max_participants} device(s) at once"
+    sent = call.distributions
+    yield (
+        "keys sent",
+        f"{sent.room_event} by room event, {sent.to_device} by to-device"
+        f" ({call.deliveries.to_device} deliveries seen), {sent.resends} resent",
+    )
+    owed = _nonzero(msgspec.structs.asdict(call.obligations))
+    yield "keys owed", ", ".join(f"{count} {outcome}" for outcome, count in owed) or "none"
+
+
+def _print_participants(console: Console, participants: Sequence[Participant]) -> None:
+    table = _table("participant", "device", "generation", "in the call")
+    for each, rest in _first(participants):
+        if each is None:
+            table.add_row(f"and {rest} more", "", "", "")
+            continue
+        sure = f" ({each.generation_confidence:.0%})" if each.generation != "unknown" else ""
+        stints = "\n".join(_stint(stint) for stint in each.stints)
+        table.add_row(Text(_plain(each.user_id)), Text(_plain(each.device_id)), f"{each.generation}{sure}", stints)
+    console.print(table)
+
+
+def _print_fallbacks(console: Console, fallbacks: Sequence[Fallback]) -> None:
+    if not fallbacks:
+        console.print("Fallbacks to room events: none")
+        return
+    table = _table("fell back", "at", "room keys", "cause", "who caused it")
+    for each, rest in _first(fallbacks):
+        if each is None:
+            table.add_row(f"and {rest} more", "", "", "", "")
+            continue
+        blocks = "; blocks the switch-off" if each.cause in BLOCKING_CAUSES else ""
+        remains = f"; may be {' or '.join(each.candidates)}" if each.candidates else ""
+        private = "; its key had been private before" if each.key_was_private else ""
+        table.add_row(
+            Text(_device(DeviceRef(user_id=each.user_id, device_id=each.device_id))),
+            f"{_clock(each.at)}",
+            str(each.room_keys),
+            f"{each.cause}: {_CAUSES[each.cause]}{blocks}{remains}{private} ({each.evidence}, {each.confidence:.0%})",
+            Text(_device(each.caused_by)) if each.caused_by else "itself",
+        )
+    console.print(table)
+
+
+def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    if not findings:
+        console.print("Findings: none")
+        return
+    counted = Counter((f.severity, f.kind, f.evidence) for f in findings)
+    table = _table("finding", "severity", "evidence", "count", "first", "devices")
+    for (severity, kind, evidence), count in sorted(
+        counted.items(), key=lambda item: (_SEVERITIES.index(item[0][0]), -item[1], item[0][1])
+    ):
+        alike = [f for f in findings if (f.severity, f.kind, f.evidence) == (severity, kind, evidence)]
+        devices = list(dict.fromkeys(_device(f.subject) for f in alike if f.subject))
+        shown = "\n".join(devices[:3]) + (f"\nand {len(devices) - 3} more" if len(devices) > 3 else "")
+        first = _clock(min(f.at for f in alike))
+        table.add_row(str(kind), str(severity), str(evidence), str(count), first, Text(shown))
+    console.print(table)
+
+
+def _print_gaps(console: Console, gaps: Sequence[Gap]) -> None:
+    if not gaps:
+        console.print("Gaps: none known.")
+        return
+    console.print("Gaps: in these times something may not have been seen.")
+    table = _table("reason", "from", "to", "where")
+    for each, rest in _first(gaps):
+        if each is None:
+            table.add_row(f"and {rest} more", "", "", "")
+            continue
+        where = each.room_id or each.homeserver
+        table.add_row(
+            str(each.reason),
+            _time(each.started_at) if each.started_at else "not known",
+            _time(each.ended_at) if each.ended_at else "not ended",
+            Text(_plain(where)),
+        )
+    console.print(table)
+
+
+def _print_bullets(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(Padding(Text("- " + _plain(line)), (0, 0, 0, 2), expand=False))
+
+
+def _table(*columns: str, header: bool = True) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False, padding=(0, 1))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _first(items: Sequence[_T]) -> Iterable[tuple[_T | None, int]]:
+    """Yield the first of many, and then None with how many are left."""
+    for item in items[:LISTED]:
+        yield item, 0
+    if len(items) > LISTED:
+        yield None, len(items) - LISTED
+
+
+def _nonzero(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return [(name, count) for name, count in counts.items() if count]
+
+
+def _stint(stint: Stint) -> str:
+    if stint.left_at is None:
+        return f"{_clock(stint.joined_at)} to now"
+    return f"{_clock(stint.joined_at)} to {_clock(stint.left_at)} ({stint.end_reason or 'unknown'})"
+
+
+def _device(device: DeviceRef) -> str:
+    return f"{_plain(device.user_id)} {_plain(device.device_id)}".rstrip()
+
+
+def _length(call: CallReport) -> str:
+    seconds = round((call.ended_at - call.started_at).total_seconds()) if call.ended_at else 0
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _time(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def _clock(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%H:%M:%S}"
+
+
+def _plain(text: str) -> str:
+    """Give text without anything that a terminal would obey or that would hide its order."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
