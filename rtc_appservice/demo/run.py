@@ -17,18 +17,15 @@ from typing import TextIO
 from mautrix.types import RoomID
 
 from rtc_appservice.core.model import Report
-from rtc_appservice.core.report import build_report
 from rtc_appservice.demo.players import PlayLog, logged_in
 from rtc_appservice.demo.plays import PLAYS, Play, broken, compare, perform
 from rtc_appservice.demo.stage import Stage, set_up
 from rtc_appservice.demo.wire import Generation
 from rtc_appservice.errors import RtcAppserviceError
 from rtc_appservice.store import outbox
-from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.pool import Pool, open_pool
-from rtc_appservice.store.sessions import load_calls
-from rtc_appservice.store.totals import room_keys_in_history
 from rtc_appservice.view.report import render_text
+from rtc_appservice.view.stored import read_report
 
 #: From the last leave to a settled report: detection's horizon and lateness, the watermark's steps, and some.
 _SETTLE_SECONDS = 60.0
@@ -104,8 +101,9 @@ async def settled_report(stage: Stage, logs: Sequence[PlayLog]) -> Report:
     try:
         async with asyncio.timeout(_SETTLE_SECONDS), _bystander(stage):
             while True:
-                report, unsent = await _read(pool)
-                if sum(call.settled for call in report.calls) >= len(logs) and not unsent:
+                report = await read_report(pool, since=None, homeserver=None, now=datetime.now(UTC))
+                settled = sum(call.settled for call in report.calls)
+                if settled >= len(logs) and not await _events_pending(pool):
                     return report
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
@@ -117,16 +115,9 @@ async def settled_report(stage: Stage, logs: Sequence[PlayLog]) -> Report:
         await pool.close()
 
 
-async def _read(pool: Pool) -> tuple[Report, int]:
-    """Give the report as it is now, and how many events wait to be sent to PostHog."""
+async def _events_pending(pool: Pool) -> int:
     async with pool.acquire() as connection:
-        report = build_report(
-            await load_calls(connection),
-            gaps=await load_gaps(connection, None, None),
-            room_keys_in_history=await room_keys_in_history(connection),
-            now=datetime.now(UTC),
-        )
-        return report, (await outbox.pending(connection)).pending
+        return (await outbox.pending(connection)).pending
 
 
 @contextlib.asynccontextmanager
