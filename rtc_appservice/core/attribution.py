@@ -30,6 +30,8 @@ Device = tuple[UserId, DeviceId]
 
 #: Old clients often send the key before the membership.
 KEY_BEFORE_STINT = timedelta(seconds=10)
+#: Keys leave soon after the join or leave that owes them; the slowest answer is the legacy manager's, 3 s and a retry.
+OWED_WITHIN = timedelta(seconds=10)
 #: Messages of one distribution leave together.
 ONE_DISTRIBUTION = timedelta(seconds=1)
 
@@ -61,6 +63,7 @@ class Delivery:
     after_leave: bool
     variant: str | None = None  #: content variant its length tells
     distance: int = 0  #: base64 characters from the predicted length
+    fits_moment: bool = True  #: somebody had joined or left just before: a key was owed
     keys: tuple[KeyMark, ...] = ()
 
 
@@ -203,15 +206,27 @@ def _read_olm(
         predictions = lengths.to_device_lengths(room_id, device[0], device[1], body.recipient, body.olm_type)
         variant, distance = lengths.classify_to_device(predictions, body.body_length)
         call = calls[id(span)]
+        fits_moment = _fits_moment(span, at)
         if variant is None:
-            if not lengths.is_megolm_share(predictions, body.body_length):
+            if fits_moment and not lengths.is_megolm_share(predictions, body.body_length):
                 call.unclassified.append(observation)
             return
         after_leave = ours.left_at is not None and at >= ours.left_at
         call.deliveries.append(
-            Delivery(observation, at, ours, theirs, Evidence.INFERRED, after_leave, variant, distance)
+            Delivery(observation, at, ours, theirs, Evidence.INFERRED, after_leave, variant, distance, fits_moment)
         )
         return
+
+
+def _fits_moment(span: CallSpan, at: datetime) -> bool:
+    """Tell whether somebody joined, refreshed or left shortly before, or is about to show up."""
+    since, until = at - OWED_WITHIN, at + ENVELOPE_SLACK
+    return any(
+        since <= moment <= until
+        for stint in span.stints
+        for moment in (stint.joined_at, stint.left_at, stint.refreshed_at)
+        if moment is not None
+    )
 
 
 def _read_to_device_key(

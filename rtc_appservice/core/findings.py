@@ -1,6 +1,7 @@
 """Stage 5: findings of one call, each with severity, evidence and the observations it rests on."""
 
 import uuid
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rtc_appservice.core.model import (
     FallbackCause,
     Finding,
     FindingKind,
+    KeyDistribution,
     Observation,
     Outcome,
     Participant,
@@ -33,6 +35,9 @@ from rtc_appservice.core.stints import DeviceStint
 
 #: Finding ids are UUIDv5 in this namespace: equal identity, equal id, on every replay.
 _NAMESPACE = uuid.UUID("9b0f5f0e-5e0c-5a54-9c9b-0d6a6f1a7c11")
+#: A storm is so many distributions within a minute beyond the joins and leaves that ask for one.
+STORM_WINDOW = timedelta(seconds=60)
+STORM_EXCESS = 10
 #: More findings than this in one call say nothing more.
 MAX_FINDINGS = 1000
 
@@ -67,6 +72,7 @@ class Case:
     participants: Sequence[Participant]
     fallbacks: Sequence[Occurrence]
     owed: Sequence[ObligationGroup]  #: only those that become findings
+    distributions: Sequence[KeyDistribution]
     rotations: Sequence[Rotation]
     observations: Sequence[Observation]  #: of the room, within the call
     encrypted_room: bool | None
@@ -78,7 +84,7 @@ class Case:
 
 def find(case: Case) -> tuple[Finding, ...]:
     """Give the findings of a call, in order of time; beyond 1,000 one `flood` stands for the rest."""
-    sources = (_fallbacks, _obligations, _rotations, _splits, _keys_in_clear, _indexes, _memberships)
+    sources = (_fallbacks, _obligations, _rotations, _storms, _splits, _keys_in_clear, _indexes, _memberships)
     found = sorted(
         (finding for source in sources for finding in source(case)),
         key=lambda finding: (finding.at, finding.finding_id),
@@ -164,6 +170,38 @@ def _rotations(case: Case) -> Iterator[Finding]:
                 details={"horizon_seconds": case.settings.horizon_seconds},
                 rests_on=[rotation.because_of],
             )
+
+
+def _storms(case: Case) -> Iterator[Finding]:
+    """A device hands out far more new keys in a minute than joins and leaves ask for; told once per device."""
+    moments = sorted(
+        moment
+        for stint in case.call.span.stints
+        for moment in (stint.joined_at, stint.left_at, stint.refreshed_at)
+        if moment is not None
+    )
+    times: dict[Device, list[KeyDistribution]] = defaultdict(list)
+    for distribution in case.distributions:
+        if not distribution.resend:
+            times[(distribution.sender.user_id, distribution.sender.device_id)].append(distribution)
+    for device, found in times.items():
+        start = 0
+        for position, last in enumerate(found):
+            while found[start].at < last.at - STORM_WINDOW:
+                start += 1
+            asked = bisect_right(moments, last.at) - bisect_left(moments, found[start].at - STORM_WINDOW)
+            if position - start + 1 > asked + STORM_EXCESS:
+                yield _finding(
+                    case,
+                    FindingKind.ROTATION_STORM,
+                    Severity.WARNING,
+                    last.at,
+                    last.evidence,
+                    device,
+                    details={"distributions": position - start + 1, "moments": asked},
+                    rests_on=[identity for d in found[start : position + 1] for identity in d.observations[:1]],
+                )
+                break
 
 
 def _splits(case: Case) -> Iterator[Finding]:

@@ -345,7 +345,10 @@ class DeliveryCounts(Struct, frozen=True, kw_only=True):
 
     to_device: int = 0
     after_leave: int = 0
+    #: Messages at a moment that owed a key whose length fits none.
     unclassified: int = 0
+    #: Deliveries whose length fits though no key was owed at the moment; part of `to_device`.
+    low_confidence: int = 0
 
 
 class ObligationCounts(Struct, frozen=True, kw_only=True):

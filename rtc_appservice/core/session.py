@@ -119,12 +119,14 @@ def _put_in_words(
         keys_off=keys_off,
         fallbacks=found.fallbacks,
     )
+    distributions = build_distributions(call, found.call_id)
     case = findings.Case(
         call_id=found.call_id,
         call=call,
         participants=participants,
         fallbacks=found.fallbacks,
         owed=[owed for owed in found.owed if owed.outcome in _NOTABLE],
+        distributions=distributions,
         rotations=_rotations(call, readable=not call.unreadable),
         observations=_within(span, observations, settings),
         encrypted_room=found.encrypted_room,
@@ -133,7 +135,6 @@ def _put_in_words(
         settled=found.settled,
         settings=settings,
     )
-    distributions = build_distributions(call, found.call_id)
     report = CallReport(
         call_id=found.call_id,
         homeserver=history.homeserver,
@@ -158,6 +159,7 @@ def _put_in_words(
             to_device=len(call.deliveries),
             after_leave=sum(delivery.after_leave for delivery in call.deliveries),
             unclassified=len(call.unclassified),
+            low_confidence=sum(not delivery.fits_moment for delivery in call.deliveries),
         ),
         obligations=ObligationCounts(**{outcome.value: counts[outcome] for outcome in Outcome}),
         fallbacks=tuple(occurrence.fallback for occurrence in found.fallbacks),

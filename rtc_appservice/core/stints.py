@@ -41,6 +41,7 @@ class DeviceStint:
     memberships: list[Membership] = field(default_factory=list)
     left_at: datetime | None = None
     end_reason: EndReason | None = None
+    refreshed_at: datetime | None = None  #: the latest update: js-sdk sends keys again then
 
     @property
     def sealed(self) -> bool:
@@ -120,6 +121,7 @@ def build_stints(observations: Sequence[Observation], watermark_at: datetime) ->
             elif current is not None and _is_update(current, body):
                 current.expires_at = _expiry(body, at)
                 current.memberships.append(body)
+                current.refreshed_at = at
             elif body.slot_id is not None and body.device_id is not None:
                 if current is not None:
                     _end(open_at, place, at, EndReason.REPLACED)
