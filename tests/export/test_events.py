@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # comes with Synapse; an independent reading of our schemas
@@ -10,11 +11,13 @@ import msgspec
 import pytest
 from projected_call import IDENTIFIERS, START, at, make_call
 
-from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.audit import audit
+from rtc_appservice.core.model import CallSession, ServerName
 from rtc_appservice.export import docs
 from rtc_appservice.export.events import auditor_rows, event_maker, outbox_rows
 from rtc_appservice.export.properties import EVENTS, RtcCallStarted, checked
 from rtc_appservice.export.pseudonym import DIGITS, Pseudonyms
+from rtc_appservice.recording import read_recordings
 from rtc_appservice.store.outbox import OutboxRow, Pending
 from rtc_appservice.store.standing import HomeserverStanding, Standing
 
@@ -79,6 +82,26 @@ def test_every_event_is_valid_and_has_a_closed_schema() -> None:
         assert shipped["description"]
         for described in shipped["properties"].values():
             assert described["description"]
+
+
+RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
+
+
+@pytest.mark.parametrize("recording", sorted(RECORDINGS.rglob("transactions.jsonl")), ids=lambda file: file.parent.name)
+def test_genuine_calls_give_valid_events(recording: Path) -> None:
+    """Whatever detection says of genuine calls fits the schemas: a misfit would hold up the room's projection."""
+    report = audit(read_recordings([str(recording)]), homeserver=None, scope="auto", secret=SECRET)
+    assert report.calls
+    for call in report.calls:
+        session = CallSession(
+            report=msgspec.structs.replace(call, settled=True), distributions=(), stints=(), to_device_seen=()
+        )
+        rows = outbox_rows(session, call.findings, first_time=True, secret=SECRET, app_version="1")
+        for row in rows:
+            jsonschema.Draft202012Validator(schema(row.event)).validate(row.properties)
+        users = {participant.user_id for participant in call.participants}
+        sent = msgspec.json.encode(rows).decode()
+        assert not [name for name in (*users, call.room_id, call.call_id) if name in sent]
 
 
 def test_every_event_is_anonymous() -> None:
