@@ -42,14 +42,14 @@ HOMESERVER = ServerName("lab.test")
 SECRET = b"a secret of the tests"
 #: Every table the projector writes.
 PROJECTED = (
-    "call_session",
-    "stint",
-    "to_device_history",
-    "finding",
-    "history_ledger",
-    "outbox",
-    "rollup",
-    "dirty_room",
+    "SELECT call_session::text FROM call_session ORDER BY 1",
+    "SELECT stint::text FROM stint ORDER BY 1",
+    "SELECT to_device_history::text FROM to_device_history ORDER BY 1",
+    "SELECT finding::text FROM finding ORDER BY 1",
+    "SELECT history_ledger::text FROM history_ledger ORDER BY 1",
+    "SELECT outbox::text FROM outbox ORDER BY 1",
+    "SELECT rollup::text FROM rollup ORDER BY 1",
+    "SELECT room_key::text FROM dirty_room ORDER BY 1",
 )
 
 

@@ -112,8 +112,8 @@ async def drop_unplaced(conn: Connection, homeserver_id: int, watermark_at: date
         WITH dropped AS (
             DELETE FROM held_envelope WHERE homeserver_id = $1 AND received_at < $2 RETURNING identity
         )
-        DELETE FROM observation_identity AS known USING dropped
-        WHERE known.homeserver_id = $1 AND known.identity = dropped.identity
+        DELETE FROM observation_identity
+        WHERE homeserver_id = $1 AND identity = ANY(ARRAY(SELECT identity FROM dropped))
         """,
         homeserver_id,
         watermark_at - HELD_FOR,

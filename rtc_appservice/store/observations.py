@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+import asyncpg
 import msgspec
 from msgspec import Struct
 
@@ -63,6 +64,16 @@ async def record(conn: Connection, homeserver_id: int, intake: Intake, rooms: Ro
 
     Inside a transaction of the caller, it is committed with that. Driver errors pass through: see `store_errors`.
     """
+    try:
+        return await _record(conn, homeserver_id, intake, rooms)
+    except asyncpg.CheckViolationError:
+        # A row was on its way to the default partition when its own partition was attached; now it goes there.
+        if conn.is_in_transaction():
+            raise
+        return await _record(conn, homeserver_id, intake, rooms)
+
+
+async def _record(conn: Connection, homeserver_id: int, intake: Intake, rooms: RoomCache) -> Recorded:
     arrived: dict[str, Observation | HeldEnvelope] = {}
     arrived.update((observation.identity, observation) for observation in intake.observations)
     arrived.update((envelope.identity, envelope) for envelope in intake.envelopes)

@@ -70,10 +70,10 @@ async def lease(conn: Connection, limit: int, lease_seconds: float, now: datetim
     rows = await conn.fetch(
         """
         UPDATE outbox SET next_attempt_at = $3, attempts = attempts + 1
-        WHERE uuid IN (
+        WHERE uuid = ANY(ARRAY(
             SELECT uuid FROM outbox WHERE state = 'pending' AND next_attempt_at <= $2
             ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
-        )
+        ))
         RETURNING uuid, event, distinct_id, timestamp, properties, attempts
         """,
         limit,

@@ -20,7 +20,7 @@ TO_DEVICE_RETENTION = timedelta(days=35)
 #: How far ahead partitions are made: a service that is down for less than that never misses one.
 AHEAD = timedelta(days=28)
 #: A lock that is not had soon is tried for again in the next round, not queued for.
-LOCK_TIMEOUT = "2s"
+LOCK_TIMEOUT = "500ms"
 #: Any number, as long as it stays.
 MAINTENANCE_LOCK = int.from_bytes(b"rtc-part")
 

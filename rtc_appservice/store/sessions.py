@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from rtc_appservice.core.model import CallId, CallReport, CallSession, DeviceId, RoomId, UserId, Verdict
+from rtc_appservice.core.model import CallId, CallReport, CallSession, DeviceId, RoomId, UserId
 from rtc_appservice.store.pool import Connection
 
 #: A device in a call, with the first time it was seen to distribute by to-device there.
@@ -160,14 +160,3 @@ async def load_calls(
         room_id,
     )
     return [_decoder.decode(row["report"]) for row in rows]
-
-
-async def active_calls(conn: Connection) -> dict[tuple[str, Verdict], int]:
-    """Count the calls that go on now, by homeserver and verdict so far."""
-    rows = await conn.fetch(
-        """
-        SELECT name, verdict, count(*) AS calls FROM call_session JOIN homeserver USING (homeserver_id)
-        WHERE ended_at IS NULL GROUP BY name, verdict
-        """
-    )
-    return {(row["name"], Verdict(row["verdict"])): row["calls"] for row in rows}
