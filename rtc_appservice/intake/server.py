@@ -84,7 +84,7 @@ class IntakeServer(AppService):
 
         Args:
             address: Base address of the homeserver's client API.
-            take: Stores one transaction body and returns after the commit.
+            take: Stores one transaction, whose body it is given to read, and returns after the commit.
             own_users: Users the service created, beside its sender: the only ones it may act as.
         """
         if not credentials.hs_token:
@@ -177,8 +177,7 @@ class IntakeServer(AppService):
             if refusal is not None:
                 result = "refused"
                 return refusal
-            raw = await request.read()
-            intake = await self._take(raw)
+            intake = await self._take(request.read)
             result = "stored" if intake.observations or intake.envelopes else "nothing"
             return web.Response(body=b"{}", content_type="application/json")
         except (BadBody, web.HTTPClientError):

@@ -33,8 +33,10 @@ _log = logging.getLogger("rtc_appservice.intake")
 #: How often the service notes that it lives; a gap after a crash begins at most this much too early.
 HEARTBEAT_SECONDS = 10.0
 
-#: Stores one transaction body; returning means committed.
-Take = Callable[[bytes], Awaitable[Intake]]
+#: Gives the body of a request, or fails to.
+Read = Callable[[], Awaitable[bytes]]
+#: Stores one transaction, whose body it reads itself; returning means committed.
+Take = Callable[[Read], Awaitable[Intake]]
 
 
 class BadBody(RtcAppserviceError):
@@ -86,6 +88,7 @@ class TransactionIntake:
         self._watched: set[RoomId] = set()
         self._stream = Stream()
         self._outages = Outages(homeserver)
+        self._taken_at: datetime | None = None
 
     async def open(self) -> None:
         """
@@ -110,23 +113,34 @@ class TransactionIntake:
                     self._outages.begin(GapReason.TO_DEVICE_LOST, max(seen))
                 await self._beat(connection, now)
 
-    async def take(self, raw: bytes) -> Intake:
-        """Store a transaction and give what it held; raises BadBody, or StoreUnavailable if it is not committed."""
-        body = parse_body(raw)
-        received_at = self._clock()
-        watermark_at = self._stream.watermark(received_at)
+    async def take(self, read: Read) -> Intake:
+        """
+        Store a transaction and give what it held.
+
+        However it fails, the homeserver sends it again without its to-device messages, and has dropped those that
+        were sent until then.
+
+        Raises:
+            BadBody: if it is no transaction.
+            StoreUnavailable: if it is not committed.
+        """
+        begun_at = self._clock()
+        watermark_at = self._stream.watermark(begun_at)
         self._stream.begin()
         try:
-            intake = self._reader.read(body, received_at=received_at, watched=self._watched, watermark_at=watermark_at)
+            body = parse_body(await read())
+            received_at = self._clock()
+            intake = self._read(body, received_at, watermark_at)
             if intake.observations or intake.envelopes:
                 await self._store(intake, received_at)
         except BaseException as error:
             self._stream.fail()
-            self._outages.begin(GapReason.TO_DEVICE_LOST, received_at)
+            self._outages.begin(GapReason.TO_DEVICE_LOST, begun_at)
             if isinstance(error, StoreUnavailable):
-                self._outages.begin(GapReason.DATABASE_DOWN, received_at)
+                self._outages.begin(GapReason.DATABASE_DOWN, begun_at)
             raise
         self._stream.commit(intake.newest_at, received_at)
+        self._taken_at = received_at
         self._watched |= intake.rtc_rooms
         if self._stream.current:
             self._outages.end(GapReason.TO_DEVICE_LOST, received_at)
@@ -186,8 +200,12 @@ class TransactionIntake:
             async with self._pool.acquire() as connection:
                 # Gaps first: once the stream's row says that the service lives, a crash would hide them.
                 await self._write_gaps(connection)
-                await record(connection, self._homeserver_id, intake, self._rooms)
-        self._outages.end(GapReason.DATABASE_DOWN, received_at)
+                recorded = await record(connection, self._homeserver_id, intake, self._rooms)
+                self._outages.end(GapReason.DATABASE_DOWN, received_at)
+                if recorded.duplicates and not recorded.new:
+                    # Sent again though committed: our answer was lost or late, and the homeserver took us for down.
+                    self._outages.begin(GapReason.TO_DEVICE_LOST, self._taken_at or received_at)
+                    await self._write_gaps(connection)
 
     async def _write_gaps(self, connection: Connection) -> None:
         gaps = self._outages.unwritten()

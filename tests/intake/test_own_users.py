@@ -1,0 +1,129 @@
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from mautrix.api import Method, Path
+from mautrix.types import UserID
+
+from rtc_appservice.core.model import ServerName, UserId
+from rtc_appservice.core.wire import Intake
+from rtc_appservice.intake.own_users import NotOurUser
+from rtc_appservice.intake.server import Credentials, IntakeServer
+from rtc_appservice.intake.transaction import Read
+
+
+class Homeserver:
+    """Answers everything with `{}` and remembers as whom it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[str]]] = []
+        self.address = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Answer."""
+        self.asked.append((request.path, request.query.getall("user_id", [])))
+        return web.json_response({})
+
+
+@pytest.fixture
+async def homeserver() -> AsyncIterator[Homeserver]:
+    """Give a listening HTTP server that notes requests: nothing that must not be sent may reach it."""
+    stand_in = Homeserver()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", stand_in.answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    stand_in.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield stand_in
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def service(homeserver: Homeserver) -> AsyncIterator[IntakeServer]:
+    """Give a started application service with one user of its own beside the sender."""
+
+    async def take(read: Read) -> Intake:
+        return Intake()
+
+    service = IntakeServer(
+        Credentials(appservice_id="rtc", as_token="as", hs_token="hs", sender_localpart="rtc-auditor"),
+        address=homeserver.address,
+        homeserver=ServerName("lab.test"),
+        take=take,
+        own_users=[UserId("@rtc-auditor-witness:lab.test")],
+    )
+    await service.start("127.0.0.1", 0)
+    yield service
+    await service.stop()
+
+
+async def test_acts_as_its_own_users(service: IntakeServer, homeserver: Homeserver) -> None:
+    """The sender, the users it was given and the ones added later are its own."""
+    service.own_users.add(UserId("@rtc-auditor-late:lab.test"))
+
+    await service.intent.api.request(Method.GET, Path.v3.account.whoami)
+    for user in ("@rtc-auditor-witness:lab.test", "@rtc-auditor-late:lab.test"):
+        await service.intent.api.intent(UserID(user)).api.request(Method.GET, Path.v3.account.whoami)
+
+    assert [users for _, users in homeserver.asked] == [
+        ["@rtc-auditor:lab.test"],
+        ["@rtc-auditor-witness:lab.test"],
+        ["@rtc-auditor-late:lab.test"],
+    ]
+
+
+async def test_refuses_anybody_else_however_asked(service: IntakeServer, homeserver: Homeserver) -> None:
+    """No way that mautrix or aiohttp offers lets a request out as a user the service did not create."""
+    alice = UserID("@alice:lab.test")
+    api = service.intent.api
+
+    with pytest.raises(NotOurUser):
+        await api.intent(alice).api.request(Method.GET, Path.v3.account.whoami)
+    with pytest.raises(NotOurUser):
+        await api.user(alice).request(Method.GET, Path.v3.account.whoami)
+    with pytest.raises(NotOurUser):
+        await api.intent(alice, token="as", real_user_as_token=True).api.request(Method.GET, Path.v3.account.whoami)
+    api.as_user_id = alice
+    with pytest.raises(NotOurUser):
+        await api.request(Method.GET, Path.v3.account.whoami)
+    api.as_user_id = None
+    for query in ("?user_id=%40alice%3Alab.test", "?user_id=@rtc-auditor:lab.test&user_id=@alice:lab.test"):
+        with pytest.raises(NotOurUser):
+            await service.http_session.get(f"{homeserver.address}/_matrix/client/v3/sync{query}")
+
+    assert homeserver.asked == []
+
+
+@pytest.mark.parametrize("path", ["/_matrix/client/v3/login", "/_matrix/client/r0/login/"])
+async def test_refuses_to_log_in(service: IntakeServer, homeserver: Homeserver, path: str) -> None:
+    """An appservice login gives a token of its own for any user in the namespace: the user stands in the body."""
+    with pytest.raises(NotOurUser):
+        await service.http_session.post(homeserver.address + path, json={"type": "m.login.application_service"})
+
+    assert homeserver.asked == []
+
+
+async def test_does_not_follow_a_redirect_to_somebody_else(service: IntakeServer) -> None:
+    """A redirect that names another user is a request like any other."""
+
+    async def redirect(request: web.Request) -> web.Response:
+        raise web.HTTPFound("/elsewhere?user_id=@alice:lab.test")
+
+    app = web.Application()
+    app.router.add_get("/", redirect)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        with pytest.raises(NotOurUser):
+            await service.http_session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+    finally:
+        await runner.cleanup()
+
+
+def test_credentials_do_not_show_their_tokens() -> None:
+    """A repr ends up in a log."""
+    credentials = Credentials(appservice_id="rtc", as_token="secret-1", hs_token="secret-2", sender_localpart="bot")
+
+    assert "secret" not in repr(credentials)
