@@ -58,7 +58,7 @@ def render() -> str:
         f"| window of a rotation storm | {findings.STORM_WINDOW.total_seconds():g} |\n",
         f"\nA call is `no_keys` only with at least {verdict.SILENT_OBLIGATIONS} silent obligations and none delivered. "
         f"A delivery may come {obligations.EARLY.total_seconds():g} s before the join that made it due.\n",
-        "\n## Client generations\n\nEach mark leaves some generations possible; what all marks leave is the answer: one,"
+        "\n## Client generations\n\nEach mark leaves some generations possible; what all leave is the answer: one,"
         " the letter they share, or `unknown`.\n\n| mark | generations that can leave it |\n| --- | --- |\n",
         *(f"| `{mark}` | {', '.join(sorted(left))} |\n" for mark, left in generation.MARKS.items()),
         "\n## Sealed messages\n\nThe length of a key message follows from ids everybody can see"
