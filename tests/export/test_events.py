@@ -9,7 +9,6 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # comes with Synapse; an independent reading of our schemas
 import msgspec
 import pytest
-from projected_call import IDENTIFIERS, START, at, make_call
 
 from rtc_appservice.core.audit import audit
 from rtc_appservice.core.model import CallSession, ServerName
@@ -20,6 +19,8 @@ from rtc_appservice.export.pseudonym import DIGITS, Pseudonyms
 from rtc_appservice.recording import read_recordings
 from rtc_appservice.store.outbox import OutboxRow, Pending
 from rtc_appservice.store.standing import HomeserverStanding, Standing
+
+from .projected_call import IDENTIFIERS, START, at, make_call
 
 SECRET = b"a deployment secret"
 

@@ -7,7 +7,6 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
-from projected_call import IDENTIFIERS, START, make_call
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
@@ -21,6 +20,8 @@ from rtc_appservice.store import outbox
 from rtc_appservice.store.pool import Pool
 from rtc_appservice.store.streams import open_stream
 from rtc_appservice.view.health import health_app
+
+from .projected_call import IDENTIFIERS, START, make_call
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -1,9 +1,9 @@
 """What settled calls and findings add to the totals: each once, split by evidence."""
 
-from projected_call import ALICE, finding, make_call
-
 from rtc_appservice.core.model import FindingKind
 from rtc_appservice.core.rollup import TOTALS, increments
+
+from .projected_call import ALICE, finding, make_call
 
 
 def test_an_ended_call() -> None:

@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 import pytest
-from serving import HOMESERVER, TOKEN, Clock, Events, Served
 
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.store.pool import Pool
+
+from .serving import HOMESERVER, TOKEN, Clock, Events, Served
 
 
 @pytest.fixture

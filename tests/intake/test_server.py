@@ -4,12 +4,13 @@ from typing import Any
 
 import orjson
 import pytest
-from serving import TOKEN, Events, Served, transaction
 
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.transaction import Read
 from rtc_appservice.store.pool import Connection
+
+from .serving import TOKEN, Events, Served, transaction
 
 ROUTES = [
     ("PUT", "/_matrix/app/v1/transactions/1"),

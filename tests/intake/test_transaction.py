@@ -4,7 +4,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from serving import START, Clock, Events, transaction
 
 from rtc_appservice.core.model import Gap, GapReason
 from rtc_appservice.core.wire import Intake, TransactionReader
@@ -12,6 +11,8 @@ from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.transaction import BadBody, TransactionIntake
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.pool import Connection, Pool
+
+from .serving import START, Clock, Events, transaction
 
 Make = Callable[[], TransactionIntake]
 
