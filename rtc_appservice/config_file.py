@@ -91,18 +91,29 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    """Give the file's keys with paths made absolute and empty sections left out."""
-    content = read_yaml(path, command=f"config {path}")
-    return {
-        name: _absolute(name, value, path.absolute().parent) for name, value in content.items() if value is not None
-    }
+    """Give the file's keys with paths made absolute, those that it leaves to their defaults too."""
+    content = {name: value for name, value in read_yaml(path, command=f"config {path}").items() if value is not None}
+    for name, key, default in _default_paths():
+        section = content.setdefault(name, {})
+        if isinstance(section, dict):
+            section.setdefault(key, str(default))
+    return {name: _absolute(name, value, path.absolute().parent) for name, value in content.items()}
+
+
+def _default_paths() -> Iterator[tuple[str, str, Path]]:
+    """Yield section, key and value of every path that has a default."""
+    for name, field in Config.model_fields.items():
+        section = _section(field)
+        for key, inner in section.model_fields.items() if section else ():
+            if isinstance(inner.default, Path):
+                yield name, key, inner.default
 
 
 def _absolute(key: str, value: Any, folder: Path) -> Any:
     """Give a value of the file with the paths in it starting at the file's folder."""
     if isinstance(value, dict):
         return {str(inner): _absolute(str(inner), content, folder) for inner, content in value.items()}
-    is_path = key.endswith("_file") or key in {"registration", "embedded_path"}
+    is_path = key.endswith("_file") or key in {path_key for _, path_key, _ in _default_paths()}
     return folder / value if is_path and isinstance(value, str) else value
 
 

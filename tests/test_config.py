@@ -217,3 +217,16 @@ def test_empty_sections_are_left_at_their_defaults(minimal: Path) -> None:
     minimal.write_text(minimal.read_text() + "metrics:\nposthog:\n")
 
     assert 29332 == load_config(minimal).metrics.listen_port
+
+
+def test_paths_start_at_the_folder_of_the_file(minimal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service is rarely started in the folder of its configuration; the environment starts where the process does."""
+    minimal.write_text(minimal.read_text() + "appservice: {registration: sub/r.yaml}\n")
+    monkeypatch.setenv("RTC_APPSERVICE_DATABASE__EMBEDDED_PATH", "data")
+    config = load_config(minimal)
+
+    assert minimal.parent / "sub" / "r.yaml" == config.appservice.registration
+    assert Path("data") == config.database.embedded_path
+
+    monkeypatch.delenv("RTC_APPSERVICE_DATABASE__EMBEDDED_PATH")
+    assert minimal.parent / "postgresql" == load_config(minimal).database.embedded_path

@@ -1,0 +1,203 @@
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from rtc_appservice import __version__
+from rtc_appservice.cli import main
+from rtc_appservice.store.migrate import head
+
+RECORDINGS = Path(__file__).parent / "data" / "recordings"
+
+
+def call(*arguments: str, stdin: bytes | None = None) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main, arguments, input=stdin)
+
+
+def run_in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does: `run` sets up logs and signals for its whole process."""
+    command = [sys.executable, "-m", "rtc_appservice", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def installed(here: Path) -> Path:
+    """Give a folder with a configuration and a registration, as the commands write them."""
+    assert call("config", "--domain", "example.org").exit_code == 0
+    assert call("registration", "--scope", "users").exit_code == 0
+    return here
+
+
+@pytest.mark.parametrize("path", list(_commands()), ids=" ".join)
+def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
+    """The example calls that very command."""
+    result = call(*path, "--help")
+
+    assert 0 == result.exit_code
+    assert re.search(rf"Example:\n +rtc-appservice {' '.join(path)}", result.output)
+
+
+def test_the_module_is_the_command() -> None:
+    """`python -m rtc_appservice` works where the script is not on the path."""
+    result = run_in_process("--version")
+
+    assert f"rtc-appservice, version {__version__}\n" == result.stdout
+
+
+def test_usage_is_2_and_failure_is_1(here: Path) -> None:
+    """Both speak on stderr, without a traceback."""
+    for arguments, code in ((("report", "--days", "none"), 2), (("nonsense",), 2), (("check",), 1)):
+        result = call(*arguments)
+        assert (code, "") == (result.exit_code, result.stdout)
+        assert "Error: " in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+# --- setting up -------------------------------------------------------------------------------
+
+
+def test_what_is_written_passes_the_check(installed: Path) -> None:
+    """Two commands make an installation."""
+    result = call("check")
+
+    assert 0 == result.exit_code
+    assert "to-device envelopes are shown" in result.stdout
+
+
+def test_check_and_run_refuse_the_sample(installed: Path) -> None:
+    """Placeholder tokens are known to everybody; the message says how to get others."""
+    sample = Path(__file__).parent.parent / "registration.yaml"
+    (installed / "registration.yaml").write_text(sample.read_text())
+    for command in ("check", "run"):
+        result = call(command)
+        assert 1 == result.exit_code
+        assert "as_token: is the sample's placeholder" in result.stderr
+        assert "rtc-appservice registration" in result.stderr
+
+
+def test_nothing_is_overwritten(installed: Path) -> None:
+    """A second call of either command fails and leaves the file as it is."""
+    before = [path.read_text() for path in sorted(installed.iterdir())]
+    for arguments in (("config",), ("registration", "--scope", "rooms")):
+        result = call(*arguments)
+        assert 1 == result.exit_code
+        assert "never overwritten" in result.stderr
+
+    assert before == [path.read_text() for path in sorted(installed.iterdir())]
+
+
+def test_a_registration_needs_no_configuration(here: Path) -> None:
+    """With the server name and the address given, it goes to stdout alone."""
+    result = call("registration", "--scope", "rooms", "--domain", "a.org", "--url", "http://a:1", "--output", "-")
+
+    assert 0 == result.exit_code
+    assert "url: 'http://a:1'" in result.stdout
+    assert [] == list(here.iterdir())
+
+
+def test_a_port_in_use_is_named(installed: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run` says which port, by whom, and what to change."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setenv("RTC_APPSERVICE_DATABASE__URL", database)
+        monkeypatch.setenv("RTC_APPSERVICE_METRICS__ENABLED", "false")
+        monkeypatch.setenv("RTC_APPSERVICE_APPSERVICE__PORT", port)
+        result = run_in_process("run")
+
+    assert 1 == result.returncode
+    assert f"Error: Port {port} on 127.0.0.1 is in use by" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- the database -----------------------------------------------------------------------------
+
+
+def test_db_without_a_url_is_our_own(installed: Path) -> None:
+    """PostgreSQL is started in the stated folder, migrated, and gone at the end; the data stays."""
+    before = call("db", "current", "--format", "json")
+    upgraded = call("db", "upgrade")
+    after = call("db", "current", "--format", "json")
+
+    assert (1, {"current": None, "head": head()}) == (before.exit_code, json.loads(before.stdout))
+    assert 0 == upgraded.exit_code
+    assert (0, {"current": head(), "head": head()}) == (after.exit_code, json.loads(after.stdout))
+    assert not (installed / "postgresql" / "postmaster.pid").exists()
+
+
+def test_a_database_that_is_not_there_is_said(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the password that the URL holds."""
+    monkeypatch.setenv("RTC_APPSERVICE_DATABASE__URL", "postgresql://u:hunter2@127.0.0.1:1/d")
+    for command in (("db", "upgrade"), ("db", "current"), ("report",), ("run",)):
+        result = run_in_process(*command)
+        assert 1 == result.returncode
+        assert "Error: The database" in result.stderr
+        assert "hunter2" not in result.stdout + result.stderr
+
+
+# --- reports ----------------------------------------------------------------------------------
+
+
+def test_a_report_of_an_empty_database(installed: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was seen, and it says so instead of failing."""
+    monkeypatch.setenv("RTC_APPSERVICE_DATABASE__URL", database)
+    result = call("report", "--format", "json")
+    report = json.loads(result.stdout)
+
+    assert (0, 0, "insufficient_data") == (result.exit_code, report["totals"]["calls"], report["readiness"]["verdict"])
+    assert "There is nothing from other.org" in call("report", "--homeserver", "other.org").stderr
+
+
+def test_report_asks_for_the_migration(installed: Path, empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older schema is named with the command that helps."""
+    monkeypatch.setenv("RTC_APPSERVICE_DATABASE__URL", empty_database)
+    result = call("report")
+
+    assert 1 == result.exit_code
+    assert "rtc-appservice db upgrade" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("smart-switch", "mixed"), ("legacy-only", "room_event")])
+def test_audit_prints_what_was_recorded(name: str, verdict: str) -> None:
+    """The same report for a file and for standard input, as text and as JSON."""
+    path = RECORDINGS / name / "transactions.jsonl"
+    from_file = call("audit", str(path), "--format", "json")
+    from_stdin = call("audit", "-", "--format", "json", stdin=path.read_bytes())
+    text = call("audit", str(path))
+
+    assert [0, 0, 0] == [result.exit_code for result in (from_file, from_stdin, text)]
+    (audited,) = json.loads(from_file.stdout)["calls"]
+    assert verdict == audited["verdict"]
+    assert json.loads(from_file.stdout)["totals"] == json.loads(from_stdin.stdout)["totals"]
+    assert verdict in text.stdout
+
+
+def test_audit_names_the_bad_line(here: Path) -> None:
+    """A file that is not a recording fails with its line."""
+    (here / "x.jsonl").write_text("no\n")
+    result = call("audit", "x.jsonl")
+
+    assert (1, "") == (result.exit_code, result.stdout)
+    assert "Error: x.jsonl, line 1: not JSON" in result.stderr
