@@ -1,14 +1,13 @@
 """
 Simulated call participants: real Matrix clients with real Olm devices, played by the rules of one generation.
 
-A player is logged in as a user with a device, its keys are uploaded, its `/sync` runs. What it learns there goes
+A player is logged in as a user with a device, its Olm keys are uploaded, its `/sync` runs. What it learns there goes
 through its `Behaviour`; what that decides is sent, and noted in the log that tells afterwards what really happened.
 The media keys are random, live in the player's memory alone, and are in no log.
 """
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
 import uuid
@@ -19,35 +18,19 @@ from typing import Any
 
 from mautrix.api import Method, Path, PathBuilder
 from mautrix.client import Client
-from mautrix.crypto import OlmMachine
-from mautrix.crypto.sessions import Session
-from mautrix.crypto.signature import verify_signature_json
-from mautrix.crypto.store import MemoryCryptoStore, StateStore
-from mautrix.types import (
-    DeviceID,
-    DeviceIdentity,
-    EncryptionKeyAlgorithm,
-    Event,
-    EventType,
-    RoomID,
-    ToDeviceEvent,
-    UserID,
-)
-from mautrix.util.logging import TraceLogger
+from mautrix.types import DeviceID, Event, EventType, RoomID, ToDeviceEvent, UserID
 from msgspec import Struct
 
 from rtc_appservice.core.model import Device, DeviceId, KeyTransport, RoomId, UserId
 from rtc_appservice.demo import wire
 from rtc_appservice.demo.generations import Action, Behaviour, Distribute, RoomOnly, ToDevice, Wake
+from rtc_appservice.demo.olm_device import QUIET, OlmDevice
 from rtc_appservice.demo.wire import Generation
 from rtc_appservice.errors import RtcAppserviceError
 
 _MEMBER = EventType.find(wire.MEMBER_TYPE, t_class=EventType.Class.STATE)
 _ROOM_KEY = EventType.find(wire.KEY_TYPE, t_class=EventType.Class.MESSAGE)
 _TO_DEVICE_KEY = EventType.find(wire.KEY_TYPE, t_class=EventType.Class.TO_DEVICE)
-
-# mautrix logs request bodies and events it cannot read: nothing below critical may come out.
-_QUIET = TraceLogger("rtc_appservice.demo.players", logging.CRITICAL)
 
 
 class PlayerFailed(RtcAppserviceError):
@@ -83,32 +66,16 @@ class PlayLog(Struct, kw_only=True):
     received: list[Received] = []
 
 
-class _NoEncryptedRooms(StateStore):
-    """The room state mautrix's Olm machine asks for: none of the demo's rooms is encrypted."""
-
-    async def is_encrypted(self, room_id: RoomID) -> bool:
-        return False
-
-    async def get_encryption_info(self, room_id: RoomID) -> None:
-        return None
-
-    async def find_shared_rooms(self, user_id: UserID) -> list[RoomID]:
-        return []
-
-
 class Player:
     """One device of one user; made by `logged_in`."""
 
-    def __init__(self, client: Client, olm: OlmMachine, generation: Generation, *, lies: bool) -> None:
+    def __init__(self, client: Client, olm: OlmDevice, generation: Generation, *, lies: bool) -> None:
         """Take a client that is logged in; `lies` makes it send one key otherwise than it notes."""
         self.device: Device = (UserId(client.mxid), DeviceId(client.device_id))
         self.generation = generation
         self.log: PlayLog | None = None
         self.client = client
         self._olm = olm
-        if olm.account is None:
-            raise PlayerFailed
-        self._account = olm.account
         self._lies = lies
         self._behaviour = _behaviour(generation, self.device)
         self._member_id = str(uuid.uuid4())
@@ -148,7 +115,6 @@ class Player:
         self.client.add_event_handler(_MEMBER, self._on_member, wait_sync=True)
         self.client.add_event_handler(_ROOM_KEY, self._on_room_key, wait_sync=True)
         self.client.add_event_handler(_TO_DEVICE_KEY, self._on_to_device_key, wait_sync=True)
-        await self._olm.share_keys(0)
         syncing = self.client.start(None)
         try:
             while True:
@@ -232,46 +198,11 @@ class Player:
         content = self._content(KeyTransport.TO_DEVICE, index)
         messages: dict[str, dict[str, Any]] = {}
         for user_id, device_id in recipients:
-            sealed = await self._seal(content, UserID(user_id), DeviceID(device_id))
-            messages.setdefault(user_id, {})[device_id] = sealed
+            messages.setdefault(user_id, {})[device_id] = await self._olm.seal(content, (user_id, device_id))
         await self._put(Path.v3.sendToDevice["m.room.encrypted"], {"messages": messages})
 
     async def _put(self, path: PathBuilder, content: dict[str, Any]) -> None:
         await self.client.api.request(Method.PUT, path[self.client.api.get_txn_id()], content)
-
-    async def _seal(self, content: dict[str, Any], user_id: UserID, device_id: DeviceID) -> dict[str, Any]:
-        recipient = await self._olm.get_or_fetch_device(user_id, device_id)
-        if recipient is None:
-            raise PlayerFailed(f"{user_id} has no device {device_id} with keys")
-        session = await self._session(recipient)
-        device_keys = self._account.get_device_keys(self.client.mxid, self.client.device_id).serialize()
-        device_keys.pop("unsigned")
-        plaintext = wire.olm_plaintext(
-            content,
-            sender=self.client.mxid,
-            sender_device_keys=device_keys,
-            recipient=user_id,
-            recipient_ed25519=recipient.signing_key,
-        )
-        return {
-            "algorithm": "m.olm.v1.curve25519-aes-sha2",
-            "ciphertext": {recipient.identity_key: session.encrypt(plaintext).serialize()},
-            "org.matrix.msgid": uuid.uuid4().hex,
-            "sender_key": self._account.identity_key,
-        }
-
-    async def _session(self, recipient: DeviceIdentity) -> Session:
-        known = await self._olm.crypto_store.get_latest_session(recipient.identity_key)
-        if known is not None:
-            return known
-        algorithm = EncryptionKeyAlgorithm.SIGNED_CURVE25519
-        claimed = await self.client.claim_keys({recipient.user_id: {recipient.device_id: algorithm}})
-        _, one_time_key = claimed.one_time_keys[recipient.user_id][recipient.device_id].popitem()
-        if not verify_signature_json(one_time_key, recipient.user_id, recipient.device_id, recipient.signing_key):
-            raise PlayerFailed(f"the one-time key of {recipient.user_id} is not signed by its device")
-        session = self._account.new_outbound_session(recipient.identity_key, one_time_key["key"])
-        await self._olm.crypto_store.add_session(recipient.identity_key, session)
-        return session
 
 
 def _behaviour(generation: Generation, device: Device) -> Behaviour:
@@ -285,7 +216,7 @@ async def logged_in(
     address: str, localpart: str, device_id: str, generation: Generation, *, lies: bool = False
 ) -> AsyncIterator[Player]:
     """Register a user on the homeserver at `address`, log its device in, and give the player that acts for it."""
-    client = Client(base_url=address, log=_QUIET)
+    client = Client(base_url=address, log=QUIET)
     try:
         response = await client.api.request(
             Method.POST,
@@ -299,8 +230,8 @@ async def logged_in(
         )
         client.mxid, client.device_id = UserID(response["user_id"]), DeviceID(response["device_id"])
         client.api.token = response["access_token"]
-        olm = OlmMachine(client, MemoryCryptoStore(client.mxid, "memory"), _NoEncryptedRooms(), log=_QUIET)
-        await olm.load()
+        olm = OlmDevice(client)
+        await olm.publish()
         yield Player(client, olm, generation, lies=lies)
     finally:
         await client.api.session.close()
