@@ -6,7 +6,9 @@ Several may run on one database: each holds the rooms it projects, and passes ov
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -45,7 +47,8 @@ CONTEXT = timedelta(hours=25)
 TO_DEVICE_HISTORY = timedelta(days=30)
 #: Rooms taken in one go, before held envelopes are looked at.
 BATCH = 100
-POLL_SECONDS = 0.5
+#: Between two rounds: what a busy room brings meanwhile is projected once, and intake has the processor.
+POLL_SECONDS = 0.25
 MAINTENANCE_SECONDS = 3600.0
 
 #: Called with a call, the findings that settled with this projection, and whether the call is new; gives what to send.
@@ -86,12 +89,9 @@ async def run_projector(
             worked = await project_once(pool, projector, now)
         except StoreUnavailable as error:
             log.warning("projection waits for the database: %s", error)
-        if not worked:
-            try:
-                async with asyncio.timeout(POLL_SECONDS):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+        if worked < BATCH:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), POLL_SECONDS)
 
 
 async def project_once(pool: Pool, projector: Projector, now: datetime) -> int:
@@ -125,8 +125,10 @@ async def _project_if_free(
     except Exception as error:
         if conn.is_closed():
             raise
-        log.warning("a room could not be projected: %s", type(error).__name__)
-        log.debug("room %s could not be projected", room_key, exc_info=True)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename}:{frame.lineno}"
+        log.warning("a room could not be projected", extra={"error": type(error).__name__, "at": where})
+        log.debug("a room could not be projected", extra={"room_key": room_key})
         return False
 
 

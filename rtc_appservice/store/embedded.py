@@ -73,7 +73,9 @@ class EmbeddedPostgres:
         raise StoreUnavailable
 
     def stop(self) -> None:
-        """Stop the server if no other process uses it; the data stays."""
+        """Stop the server if it runs and no other process uses it; the data stays."""
+        if self._server.pgdata not in self._server._instances:
+            return
         sockets = self._server.get_postmaster_info().socket_dir
         self._server.cleanup()
         atexit.unregister(self._server._cleanup)  # it would run again at exit, in a folder that may be gone
