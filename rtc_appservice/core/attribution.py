@@ -30,6 +30,9 @@ Device = tuple[UserId, DeviceId]
 
 #: Old clients often send the key before the membership.
 KEY_BEFORE_STINT = timedelta(seconds=10)
+#: RTCEncryptionManager makes its first key once it sees its own membership, so its keys hardly precede it; and it is
+#: the one that goes on sending after leaving. A key of a device that has left is the next stint's only this near to it.
+KEY_BEFORE_REJOIN = timedelta(seconds=1)
 #: Keys leave soon after the join or leave that owes them; the slowest answer is the legacy manager's, 3 s and a retry.
 OWED_WITHIN = timedelta(seconds=10)
 #: Messages of one distribution leave together.
@@ -123,18 +126,20 @@ def _give(
 ) -> None:
     """Place a room key by the first rule that fits: live stint, stint about to begin, ended stint, stray."""
     own = [(span, stint) for span, stint in stints if stint.slot_id == slot_id]
-    live = next((pair for pair in own if pair[1].is_live(key.at)), None)
-    soon = next((pair for pair in own if key.at < pair[1].joined_at <= key.at + KEY_BEFORE_STINT), None)
-    found = live or soon
-    if found is not None:
-        key.stint = found[1]
-        calls[id(found[0])].room_keys.append(key)
-        return
     ended = [
         (stint.left_at, span, stint)
         for span, stint in own
         if stint.left_at is not None and stint.left_at <= key.at <= stint.left_at + KEY_AFTER_STINT
     ]
+    is_legacy = any(mark.padded is False for mark in key.keys)
+    lead = KEY_BEFORE_STINT if is_legacy or not ended else KEY_BEFORE_REJOIN
+    live = next((pair for pair in own if pair[1].is_live(key.at)), None)
+    soon = next((pair for pair in own if key.at < pair[1].joined_at <= key.at + lead), None)
+    found = live or soon
+    if found is not None:
+        key.stint = found[1]
+        calls[id(found[0])].room_keys.append(key)
+        return
     in_slot = [span for span in spans if span.slot_id == slot_id and span.started_at <= key.at]
     going_on = next((span for span in in_slot if span.is_live(key.at)), None)
     if ended:
@@ -194,15 +199,13 @@ def _read_olm(
     calls: dict[int, CallTraffic],
 ) -> None:
     at = observation.event_at
-    for span, theirs in by_device.get((body.recipient, body.recipient_device), ()):
-        if not is_near(theirs.joined_at, theirs.left_at, at, ENVELOPE_SLACK):
-            continue
+    for span, theirs in _receiving(by_device.get((body.recipient, body.recipient_device), ()), at):
         device = senders.device_of(body)
         own = [pair for pair in by_device.get(device, ()) if pair[1].slot_id == theirs.slot_id] if device else []
         own = [pair for pair in own if is_near(pair[1].joined_at, pair[1].left_at, at, KEY_AFTER_STINT)]
         if device is None or not own or device == (body.recipient, body.recipient_device):
             continue
-        ours = max(own, key=lambda pair: (pair[1].is_live(at), pair[1].joined_at))[1]
+        ours = _sending([pair[1] for pair in own], at)
         predictions = lengths.to_device_lengths(room_id, device[0], device[1], body.recipient, body.olm_type)
         variant, distance = lengths.classify_to_device(predictions, body.body_length)
         call = calls[id(span)]
@@ -216,6 +219,20 @@ def _read_olm(
             Delivery(observation, at, ours, theirs, Evidence.INFERRED, after_leave, variant, distance, fits_moment)
         )
         return
+
+
+def _receiving(stints: Sequence[tuple[CallSpan, DeviceStint]], at: datetime) -> list[tuple[CallSpan, DeviceStint]]:
+    """Give the stints a message can have been for, the likeliest first: the live one, then the nearest."""
+    near = [pair for pair in stints if is_near(pair[1].joined_at, pair[1].left_at, at, ENVELOPE_SLACK)]
+    return sorted(near, key=lambda pair: (not pair[1].is_live(at), -pair[1].joined_at.timestamp()))
+
+
+def _sending(stints: Sequence[DeviceStint], at: datetime) -> DeviceStint:
+    """Choose among a sender's near stints: the live one, one about to begin, else the one that ended last."""
+    live = [stint for stint in stints if stint.is_live(at)]
+    ended = [stint for stint in stints if stint.joined_at <= at]
+    soon = [s for s in stints if s.joined_at > at and (not ended or s.joined_at <= at + KEY_BEFORE_REJOIN)]
+    return max(live or soon or ended, key=lambda stint: stint.joined_at)
 
 
 def _fits_moment(span: CallSpan, at: datetime) -> bool:
@@ -239,13 +256,11 @@ def _read_to_device_key(
     if body.claimed_device_id is None:
         return
     own = by_device.get((body.sender, body.claimed_device_id), ())
-    for span, theirs in by_device.get((body.recipient, body.recipient_device), ()):
-        if not is_near(theirs.joined_at, theirs.left_at, at, ENVELOPE_SLACK):
-            continue
+    for span, theirs in _receiving(by_device.get((body.recipient, body.recipient_device), ()), at):
         ours = [p[1] for p in own if p[1].slot_id == theirs.slot_id]
         ours = [stint for stint in ours if is_near(stint.joined_at, stint.left_at, at, KEY_AFTER_STINT)]
         if ours:
-            stint = max(ours, key=lambda s: (s.is_live(at), s.joined_at))
+            stint = _sending(ours, at)
             after_leave = stint.left_at is not None and at >= stint.left_at
             calls[id(span)].deliveries.append(
                 Delivery(observation, at, stint, theirs, Evidence.DIRECT, after_leave, keys=body.keys)

@@ -84,10 +84,9 @@ FINDINGS: dict[FindingKind, Meaning] = {
         does_not_mean="mere absence of an envelope: Synapse skips some, so that alone is `unconfirmed`.",
     ),
     FindingKind.KEY_LATE: Meaning(
-        rule="The first to-device key for a pair came after the grace and within the horizon.",
-        rests_on="the delivery",
-        does_not_mean="for certain that no key came before: the homeserver may have skipped an earlier envelope.",
-        recording="leave-rejoin",
+        rule="The first to-device key for a pair came after the grace and within the horizon, read by our own device.",
+        rests_on="the delivery, from a source that loses none",
+        does_not_mean="an obligation counted `late` by envelopes alone: an earlier one may have been skipped.",
     ),
     FindingKind.NOT_ROTATED: Meaning(
         rule="Somebody left, and a staying sender in room mode sent no new key within the horizon, others present.",

@@ -15,6 +15,8 @@ from rtc_appservice.core.stints import DeviceStint
 
 #: "With its own join".
 WITH_JOIN = timedelta(seconds=5)
+#: A client listens for room keys from its join on, a moment before its membership is on the wire.
+LISTENS_BEFORE_JOIN = timedelta(seconds=1)
 #: A device may have been seen to distribute by to-device this long ago.
 HISTORY = timedelta(days=30)
 
@@ -67,9 +69,7 @@ def find_fallbacks(call: CallTraffic, context: Context) -> list[Occurrence]:
 
 def _occurrence(call: CallTraffic, context: Context, keys: Sequence[RoomKeySeen]) -> Occurrence:
     first = keys[0]
-    foreign = next((key for key in call.room_keys if key.sender != first.sender and key.at <= first.at), None)
-    if foreign is not None and (foreign.at, foreign.observation.identity) > (first.at, first.observation.identity):
-        foreign = None
+    foreign = _heard_before(call, first)
     cause, candidates = _cause(call, context, keys, foreign)
     evidence = max((key.evidence for key in keys), key=list(Evidence).index)
     confidence = _CONFIDENCE[cause] * (_INFERRED_FACTOR if evidence is Evidence.INFERRED else 1.0)
@@ -126,6 +126,14 @@ def _cause(
         left = [FallbackCause.FOLLOWED, FallbackCause.GAVE_UP, FallbackCause.HOST_CANNOT_SEND]
         return FallbackCause.UNKNOWN, tuple(left if padded else [*left[:2], FallbackCause.ROOM_ONLY_CLIENT])
     return FallbackCause.UNKNOWN, (FallbackCause.FOLLOWED, FallbackCause.ROOM_ONLY_CLIENT)
+
+
+def _heard_before(call: CallTraffic, first: RoomKeySeen) -> RoomKeySeen | None:
+    """Give the first room key of another device that this one can have heard: its transports listen from join on."""
+    since = first.at if first.stint is None else first.stint.joined_at - LISTENS_BEFORE_JOIN
+    order = (first.at, first.observation.identity)
+    heard = (key for key in call.room_keys if key.sender != first.sender and key.at >= since)
+    return next((key for key in heard if (key.at, key.observation.identity) < order), None)
 
 
 def _is_padded(keys: Sequence[RoomKeySeen]) -> bool:

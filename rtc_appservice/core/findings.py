@@ -131,6 +131,8 @@ def _fallbacks(case: Case) -> Iterator[Finding]:
 def _obligations(case: Case) -> Iterator[Finding]:
     for owed in case.owed:
         is_late = owed.outcome is Outcome.LATE
+        if is_late and owed.evidence is Evidence.INFERRED:
+            continue  # an earlier envelope may have been skipped by the homeserver: no finding on that alone
         covered_by = "room_event" if owed.outcome is Outcome.RECOVERED_BY_ROOM_EVENT else None
         moment = owed.moment
         for recipient in owed.recipients():

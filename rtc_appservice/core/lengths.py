@@ -85,9 +85,8 @@ def megolm_length(plaintext: int, message_index: int = 0) -> int:
 @lru_cache(maxsize=65536)
 def to_device_lengths(
     room_id: RoomId, sender: UserId, sender_device: DeviceId, recipient: UserId, olm_type: int
-) -> dict[str, int]:
-    """Predict the body length of a to-device key, by content variant (cross-signed senders marked `+signed`)."""
-    predictions = {}
+) -> dict[str, tuple[int, ...]]:
+    """Predict the body lengths of a to-device key, by content variant (cross-signed senders marked `+signed`)."""
     contents: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, key, sent_ts, member_id in TO_DEVICE_VARIANTS:
         member = {"claimed_device_id": str(sender_device)}
@@ -110,7 +109,9 @@ def to_device_lengths(
             "session_key": _MEGOLM_SESSION_KEY,
         }
         contents[name] = ("m.room_key", share if shared_history is None else share | {_SHARED_HISTORY: False})
+    predictions: dict[str, tuple[int, ...]] = {}
     for name, (kind, content) in contents.items():
+        digits = (0, 1, 2) if kind == _KEY_TYPE else (0,)  # a key's index has one to three
         for suffix, signed in (("", False), ("+signed", True)):
             plaintext = {
                 "type": kind,
@@ -121,7 +122,8 @@ def to_device_lengths(
                 "keys": {"ed25519": _CURVE25519_OR_ED25519},
                 "sender_device_keys": _device_keys(sender, sender_device, signed=signed),
             }
-            predictions[name + suffix] = olm_length(_compact(plaintext), olm_type)
+            length = _compact(plaintext)
+            predictions[name + suffix] = tuple(olm_length(length + more, olm_type) for more in digits)
     return predictions
 
 
@@ -159,19 +161,20 @@ def _device_keys(user_id: UserId, device_id: DeviceId, *, signed: bool) -> dict[
     }
 
 
-def classify_to_device(predictions: dict[str, int], length: int) -> tuple[str | None, int]:
+def classify_to_device(predictions: dict[str, tuple[int, ...]], length: int) -> tuple[str | None, int]:
     """
     Give the key variant a body length fits, or None, and the distance to the nearest prediction.
 
     Nearest wins; the oldest variant on a tie. A Megolm share, or a length that fits nothing, is None.
     """
-    name = min(predictions, key=lambda variant: abs(predictions[variant] - length))
-    distance = abs(predictions[name] - length)
+    distances = {name: min(abs(predicted - length) for predicted in fits) for name, fits in predictions.items()}
+    name = min(distances, key=lambda variant: distances[variant])
+    distance = distances[name]
     is_key = not name.startswith("megolm_share") and distance <= TOLERANCE_CHARACTERS
     return (name if is_key else None), distance
 
 
-def is_megolm_share(predictions: dict[str, int], length: int) -> bool:
+def is_megolm_share(predictions: dict[str, tuple[int, ...]], length: int) -> bool:
     """Tell whether a body length fits the sharing of a Megolm session, which call devices also do."""
-    shares = (predicted for name, predicted in predictions.items() if name.startswith("megolm_share"))
+    shares = (fits[0] for name, fits in predictions.items() if name.startswith("megolm_share"))
     return any(abs(predicted - length) <= 2 * BLOCK_CHARACTERS for predicted in shares)

@@ -121,6 +121,11 @@ def sticky(name: str, dialect: str = "js_43", **changes: Any) -> Membership:
     )
 
 
+def left(joined: Membership) -> Membership:
+    """Give the event that ends a membership."""
+    return Membership(sender=joined.sender, form=joined.form, key=joined.key, live=False)
+
+
 class Scene:
     """A room, to which each method adds one observation and gives its identity."""
 
@@ -158,9 +163,7 @@ class Scene:
 
     def leave(self, name: str, seconds: float, body: Membership | None = None, **changes: Any) -> str:
         """Add the end of a membership, of js-sdk 37 unless given, with changes."""
-        joined = body or membership(name)
-        left = Membership(sender=joined.sender, form=joined.form, key=joined.key, live=False)
-        return self.add(seconds, msgspec.structs.replace(left, **changes))
+        return self.add(seconds, msgspec.structs.replace(left(body or membership(name)), **changes))
 
     def room_key(
         self,
@@ -280,7 +283,7 @@ def olm_envelope(
         recipient=who(recipient)[0],
         recipient_device=who(recipient)[1],
         olm_type=olm_type,
-        body_length=lengths[variant] + extra,
+        body_length=lengths[variant][0] + extra,
         sender_key_id=f"olm key of {device_id}",
     )
 
