@@ -46,12 +46,13 @@ bench: $(READY) ## intake against its baselines, on this machine, in one run
 
 # Names, versions and hashes only: no address of an index, and the public index alone is asked.
 UV := $(BIN)/uv --no-config --quiet pip compile --no-emit-index-url --universal \
-	--python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS) pyproject.toml
+	--python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS)
 
 lock: $(READY) ## requirements/*.txt anew from pyproject.toml; ARGS=--upgrade takes newer versions
 	@$(PIP) install 'uv==0.13.9'
-	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) --all-extras --group test --group lint --group build -o requirements/all.txt
-	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) --group build -c requirements/all.txt -o requirements/run.txt
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pyproject.toml --all-extras --group test --group lint --group build -o requirements/all.txt
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) -c requirements/all.txt pyproject.toml -o requirements/run.txt
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) -c requirements/all.txt --group build -o requirements/build.txt
 
 clean: ## remove what was made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
