@@ -113,7 +113,9 @@ def test_every_wire_form(path: Path) -> None:
 
     assert len(form["expected"]) == len(bodies)
     assert form["expected"] == [_like(body, wanted) for body, wanted in zip(bodies, form["expected"], strict=True)]
-    assert form["envelopes"] == [_like(found, wanted) for found, wanted in zip(envelopes, form["envelopes"])]
+    assert form["envelopes"] == [
+        _like(found, wanted) for found, wanted in zip(envelopes, form["envelopes"], strict=True)
+    ]
     assert len(form["envelopes"]) == len(envelopes)
 
 
