@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rtc_appservice.core.attribution import CallTraffic, Delivery, Device, RoomKeySeen
-from rtc_appservice.core.model import Evidence, Outcome, ServerName, Settings
+from rtc_appservice.core.model import Evidence, Gap, Outcome, ServerName, Settings
 from rtc_appservice.core.stints import DeviceStint
 
 #: A delivery may overtake the membership that made it due.
@@ -57,6 +57,7 @@ class Sight:
 
     homeserver: ServerName
     envelopes: bool
+    gaps: tuple[Gap, ...]  #: times in which something was not seen
     keys_managed: bool
     witnesses: frozenset[Device]  #: our own devices that read loss-free
     room_only: frozenset[Device]  #: owe by room event from the start
@@ -107,6 +108,11 @@ class _Owed:
         self.horizon = moment.at + timedelta(seconds=sight.settings.horizon_seconds)
         self.since = moment.at - EARLY if moment.kind == "join" else moment.at
         self.ids = frozenset(id(stint) for stint in among)
+        self.in_gap = any(
+            (gap.started_at is None or gap.started_at <= self.horizon)
+            and (gap.ended_at is None or gap.ended_at >= moment.at)
+            for gap in sight.gaps
+        )
         self.gone = frozenset(id(stint) for stint in among if _gone_by(stint, self.grace))
         self.remote = frozenset(id(stint) for stint in among if not stint.user_id.endswith(domain))
         self.witnesses = frozenset(id(stint) for stint in among if stint.device in sight.witnesses)
@@ -184,10 +190,10 @@ def _groups(traffic: _Traffic, sight: Sight, owed: _Owed, sender: DeviceStint) -
         yield group(gone, Outcome.EXCUSED, "gone_before_grace", evidence=Evidence.DIRECT)
     if left and sight.watermark_at < owed.horizon:
         yield group(left, Outcome.PENDING)
-    missing = frozenset() if _gone_by(sender, owed.horizon) else left & owed.staying_witnesses
+    missing = frozenset() if owed.in_gap or _gone_by(sender, owed.horizon) else left & owed.staying_witnesses
     if missing:
         yield group(missing, Outcome.MISSING, evidence=Evidence.DIRECT)
-    unseen = left & owed.remote if sight.envelopes else left
+    unseen = left & owed.remote if sight.envelopes and not owed.in_gap else left
     if unseen:
         yield group(unseen, Outcome.UNOBSERVABLE)
     if left:

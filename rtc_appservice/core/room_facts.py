@@ -16,6 +16,8 @@ class RoomFacts:
     def __init__(self, history: RoomHistory, observations: Sequence[Observation]) -> None:
         """Take the room and its ordered observations."""
         self._history = history
+        #: What was not seen of this room.
+        self.gaps = tuple(gap for gap in history.gaps if gap.room_id in (None, history.room_id))
         self._state = [(o.event_at, o.body) for o in observations if isinstance(o.body, RoomState)]
         created = [at for at, body in self._state if body.event_type == "m.room.create"]
         self._seen_since = min((at for at in (*created, history.snapshot_at) if at is not None), default=None)
@@ -25,8 +27,7 @@ class RoomFacts:
         since = self._seen_since
         if since is None and self._history.watched_since is not None:
             since = self._history.watched_since + WATCHED_LONG_ENOUGH
-        gaps = [gap for gap in self._history.gaps if gap.room_id in (None, self._history.room_id)]
-        for gap in gaps:
+        for gap in self.gaps:
             if gap.reason is not GapReason.TO_DEVICE_LOST and gap.ended_at is not None and gap.ended_at <= started_at:
                 until = gap.ended_at + WATCHED_LONG_ENOUGH
                 since = until if since is None else max(since, until)

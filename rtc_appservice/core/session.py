@@ -30,9 +30,11 @@ from rtc_appservice.core.model import (
     Outcome,
     Participant,
     RoomHistory,
+    RoomKey,
     Settings,
     Stint,
     StintSpan,
+    ToDeviceKey,
     UserId,
 )
 from rtc_appservice.core.room_facts import RoomFacts
@@ -77,6 +79,7 @@ def analyse(history: RoomHistory, observations: Sequence[Observation], settings:
         sight = obligations.Sight(
             homeserver=history.homeserver,
             envelopes=history.envelopes,
+            gaps=room.gaps,
             keys_managed=encrypted is not False or bool(call.room_keys or call.deliveries),
             witnesses=frozenset(),
             room_only=_devices(fallbacks, FallbackCause.ROOM_ONLY_CLIENT),
@@ -191,7 +194,13 @@ def _call_id(history: RoomHistory, span: CallSpan) -> CallId:
 def _within(span: CallSpan, observations: Sequence[Observation], settings: Settings) -> list[Observation]:
     until = None if span.ended_at is None else span.ended_at + timedelta(seconds=settings.horizon_seconds)
     since = span.started_at - timedelta(seconds=10)
-    return [o for o in observations if since <= o.event_at and (until is None or o.event_at <= until)]
+    return [
+        o
+        for o in observations
+        if since <= o.event_at
+        and (until is None or o.event_at <= until)
+        and not (isinstance(o.body, RoomKey | ToDeviceKey) and o.body.slot_id != span.slot_id)
+    ]
 
 
 def _devices(fallbacks: Sequence[Occurrence], *causes: FallbackCause) -> frozenset[Device]:

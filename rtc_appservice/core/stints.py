@@ -112,6 +112,8 @@ def build_stints(observations: Sequence[Observation], watermark_at: datetime) ->
             place = _place(body)
             _expire(open_at, place, at)
             current = open_at.get(place)
+            if observation.late and current is not None and current.joined_at > observation.event_at:
+                continue  # what stands there now came after it
             if not body.live or body.ignored is not None:
                 if current is not None:
                     reason = EndReason.REPLACED if body.live else EndReason.LEFT
