@@ -52,6 +52,7 @@ class EmbeddedPostgres:
             _lock = fasteners.InterProcessLock(folder.parent / f".{folder.name}.lock")
 
         self._folder = folder
+        self._started = False
         self._server = Server(folder)
         users = self._server.global_process_id_list
         if users.path.exists():
@@ -63,6 +64,7 @@ class EmbeddedPostgres:
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 self._server.start()
+                self._started = True
                 return self._server.get_uri()
             except (subprocess.SubprocessError, AssertionError, OSError) as error:
                 if attempt == START_ATTEMPTS:
@@ -74,8 +76,9 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Stop the server if it runs and no other process uses it; the data stays."""
-        if self._server.pgdata not in self._server._instances:
+        if not self._started:
             return
+        self._started = False
         sockets = self._server.get_postmaster_info().socket_dir
         self._server.cleanup()
         atexit.unregister(self._server._cleanup)  # it would run again at exit, in a folder that may be gone

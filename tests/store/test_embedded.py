@@ -47,5 +47,6 @@ async def test_a_killed_user_does_not_keep_the_server() -> None:
         second = EmbeddedPostgres(folder)
         second.start()
         second.stop()
+        first.stop()
 
         assert servers_in(folder) == []
