@@ -6,11 +6,11 @@ metrics of the process are ordinary client metrics. Everything sits on a registr
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import product
 
-from msgspec import Struct, field
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -20,38 +20,46 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
-from rtc_appservice.core.model import Rejected, ServerName, Verdict
-from rtc_appservice.core.rollup import TOTALS
+from rtc_appservice.core.model import (
+    CallReport,
+    CallSession,
+    Finding,
+    KeyTransport,
+    Observation,
+    Rejected,
+    RoomKey,
+    ToDeviceKey,
+    Withheld,
+)
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.export.events import EventMaker
 from rtc_appservice.export.posthog import Answer
+from rtc_appservice.export.pseudonym import Pseudonyms
+from rtc_appservice.export.store_metrics import PREFIX, SINK, STORED, Description, Reading, StoreCollector
+from rtc_appservice.store.condition import load_condition
+from rtc_appservice.store.outbox import OutboxRow
 from rtc_appservice.store.pool import Pool, store_errors
-from rtc_appservice.store.standing import HomeserverStanding, Standing, load_standing
-
-PREFIX = "rtc_appservice_"
+from rtc_appservice.store.standing import load_standing
 
 #: A transaction is acknowledged within the homeserver's patience (Synapse: a minute) or sent again.
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: From a busy moment to a backlog.
+LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
+#: js-sdk uses a new key after 1 s (5 s as its class's default) and lets a rotation wait for 10 s.
+KEY_AGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
+SHARE_BUCKETS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+
+#: No client's clock is believed beyond what is believed of a homeserver's.
+OLDEST_KEY = timedelta(days=7)
+
+#: So many calls are remembered as counted: one whose commit fails is projected again.
+CALLS_REMEMBERED = 1000
 
 #: Half of the ten seconds Prometheus gives a scrape.
 STORE_TIMEOUT_SECONDS = 5.0
-
-#: The only sink there is. A label, so that a second one changes no name.
-SINK = "posthog"
-
-
-class Description(Struct, frozen=True):
-    """What a metric is. A label without values takes the names of the operator's homeservers, or text of the build."""
-
-    name: str
-    type: str
-    help: str
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
 
 TRANSACTIONS = Description(
     PREFIX + "transactions_total",
@@ -93,45 +101,50 @@ EXPORT_EVENTS = Description(
     "Events that left the outbox: kept by the sink, or refused for good and set aside.",
     {"sink": (SINK,), "outcome": ("delivered", "dead_lettered")},
 )
+INGEST_LATENCY = Description(
+    PREFIX + "ingest_latency_seconds",
+    "histogram",
+    "From a recorded room event's own time, its homeserver's clock, to its acknowledgement.",
+)
+KEY_AGE = Description(
+    PREFIX + "key_delivery_age_seconds",
+    "histogram",
+    "From the time of sending a client claims in a media key message that was read to its arrival here.",
+    {"key_transport": tuple(str(transport) for transport in KeyTransport)},
+)
+KEY_SKEW = Description(
+    PREFIX + "key_clock_skew_total",
+    "counter",
+    "Media key messages whose claimed time lies ahead, counted as age 0, or over 7 days back, not counted as an age.",
+)
+CALL_SHARE = Description(
+    PREFIX + "call_to_device_ratio",
+    "histogram",
+    "Share of to-device among the key distributions of a call session, for each that settled in this process.",
+)
+POOL = Description(
+    PREFIX + "database_pool_connections",
+    "gauge",
+    "Database connections this process may have: in use, open and idle, and not opened.",
+    {"state": ("used", "idle", "unopened")},
+)
 BUILD = Description(PREFIX + "build_info", "info", "The build that runs.", {"version": ()})
-DATABASE_UP = Description(PREFIX + "database_up", "gauge", "1 if the database answered this scrape, else 0.")
-CALLS_ACTIVE = Description(
-    PREFIX + "calls_active",
-    "gauge",
-    "Call sessions going on, by verdict so far.",
-    {"homeserver": (), "verdict": tuple(str(verdict) for verdict in Verdict)},
-)
-ROOMS_WATCHED = Description(PREFIX + "rooms_watched", "gauge", "Rooms in which MatrixRTC was seen.", {"homeserver": ()})
-OUTBOX_PENDING = Description(PREFIX + "outbox_pending", "gauge", "Events waiting to be sent.", {"sink": (SINK,)})
-OUTBOX_DEAD = Description(
-    PREFIX + "outbox_dead", "gauge", "Events a sink refused for good, kept to be looked at.", {"sink": (SINK,)}
-)
-OUTBOX_AGE = Description(
-    PREFIX + "outbox_oldest_pending_age_seconds",
-    "gauge",
-    "Age of the oldest event waiting to be sent, by its own timestamp; 0 if none waits.",
-    {"sink": (SINK,)},
-)
 
 #: Every metric of ours, in the order of the documentation. `process_*` of the client library come on top.
 DESCRIPTIONS: tuple[Description, ...] = (
-    *(
-        Description(f"{PREFIX}{total.name}_total", "counter", total.help, {"homeserver": (), **total.labels})
-        for total in TOTALS
-    ),
-    CALLS_ACTIVE,
-    ROOMS_WATCHED,
-    OUTBOX_PENDING,
-    OUTBOX_DEAD,
-    OUTBOX_AGE,
-    DATABASE_UP,
+    *STORED,
     TRANSACTIONS,
     TRANSACTION_DURATION,
     LAST_SUCCESS,
+    INGEST_LATENCY,
     EVENTS,
     EVENTS_REJECTED,
+    KEY_AGE,
+    KEY_SKEW,
+    CALL_SHARE,
     EXPORT_REQUESTS,
     EXPORT_EVENTS,
+    POOL,
     BUILD,
 )
 
@@ -140,8 +153,8 @@ class Metrics:
     """
     The registry of one process.
 
-    Intake and the sender never import this: they are given `observe_transaction` and `observe_export` as plain
-    callables. `page` gives a scrape its answer.
+    Intake, the projector and the sender never import this: they are given `observe_transaction`, what `counting`
+    gives, and `observe_export` as plain callables. `page` gives a scrape its answer.
     """
 
     def __init__(self, pool: Pool, homeservers: Iterable[str], version: str) -> None:
@@ -153,9 +166,13 @@ class Metrics:
         self.registry.register(self._store)
         ProcessCollector(registry=self.registry)
         self._transactions = _counter(TRANSACTIONS, self.registry)
-        self._duration = Histogram(
-            TRANSACTION_DURATION.name, TRANSACTION_DURATION.help, buckets=DURATION_BUCKETS, registry=self.registry
-        )
+        self._duration = _histogram(TRANSACTION_DURATION, DURATION_BUCKETS, self.registry)
+        self._latency = _histogram(INGEST_LATENCY, LATENCY_BUCKETS, self.registry)
+        self._key_age = _histogram(KEY_AGE, KEY_AGE_BUCKETS, self.registry)
+        self._key_skew = _counter(KEY_SKEW, self.registry)
+        self._call_share = _histogram(CALL_SHARE, SHARE_BUCKETS, self.registry)
+        self._calls_counted: deque[str] = deque(maxlen=CALLS_REMEMBERED)
+        self._connections = Gauge(POOL.name, POOL.help, tuple(POOL.labels), registry=self.registry)
         self._last_success = Gauge(LAST_SUCCESS.name, LAST_SUCCESS.help, registry=self.registry)
         self._events = _counter(EVENTS, self.registry)
         self._rejected = _counter(EVENTS_REJECTED, self.registry)
@@ -173,9 +190,47 @@ class Metrics:
         self._events.labels("event").inc(intake.event_count)
         self._events.labels("to_device").inc(intake.to_device_count)
         self._events.labels("ephemeral").inc(intake.ephemeral_count)
+        now = datetime.now(UTC)
         for observation in intake.observations:
-            if isinstance(observation.body, Rejected):
-                self._rejected.labels(observation.body.reason).inc()
+            self._observe_observation(observation, now)
+
+    def _observe_observation(self, observation: Observation, now: datetime) -> None:
+        body = observation.body
+        if isinstance(body, Rejected):
+            self._rejected.labels(body.reason).inc()
+            return
+        if not isinstance(body, ToDeviceKey | Withheld):  # those come without a time of their own
+            self._latency.observe((now - observation.event_at).total_seconds())
+        if isinstance(body, RoomKey | ToDeviceKey) and body.claimed_sent_at is not None:
+            age = observation.received_at - body.claimed_sent_at
+            transport = KeyTransport.ROOM_EVENT if isinstance(body, RoomKey) else KeyTransport.TO_DEVICE
+            if not timedelta(0) <= age <= OLDEST_KEY:
+                self._key_skew.inc()
+            if age <= OLDEST_KEY:
+                self._key_age.labels(str(transport)).observe(max(0.0, age.total_seconds()))
+
+    def counting(self, make: EventMaker, secret: bytes) -> EventMaker:
+        """
+        Take what the projector calls with each call; give the same, and count the calls that settle.
+
+        Each is the exemplar of the bucket it falls in, under the pseudonym PostHog knows it by.
+        """
+        pseudonyms = Pseudonyms(secret)
+
+        def make_and_count(
+            session: CallSession, newly_settled: Sequence[Finding], first_time: bool
+        ) -> Sequence[OutboxRow]:
+            if session.report.settled:
+                self._observe_call(session.report, pseudonyms.call(session.report.call_id))
+            return make(session, newly_settled, first_time)
+
+        return make_and_count
+
+    def _observe_call(self, report: CallReport, pseudonym: str) -> None:
+        seen = report.distributions.to_device + report.distributions.room_event
+        if seen and pseudonym not in self._calls_counted:
+            self._calls_counted.append(pseudonym)
+            self._call_share.observe(report.distributions.to_device / seen, {"call": pseudonym})
 
     def observe_export(self, answer: Answer, delivered: int, dead: int) -> None:
         """Count one request to PostHog: its answer, and how many events left the outbox with it."""
@@ -185,79 +240,42 @@ class Metrics:
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         """Take a scrape's `Accept` header; give the page and its content type (OpenMetrics if asked for)."""
-        now = datetime.now(UTC)
-        standing = None
+        self._count_connections()
+        reading = None
         try:
             async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
                 with store_errors():
                     async with self._pool.acquire() as conn:
+                        now = datetime.now(UTC)
                         standing = await load_standing(conn, now - timedelta(days=1))
+                        reading = Reading(standing, await load_condition(conn, now), now)
         except (StoreUnavailable, TimeoutError):
             pass  # said by `database_up`
         encode, content_type = choose_encoder(accept)
-        self._store.standing, self._store.now = standing, now
+        self._store.reading = reading
         return encode(self.registry), content_type
 
-
-class StoreCollector(Collector):
-    """Gives what the store said last. Without `standing` its metrics are missing rather than stale."""
-
-    def __init__(self, homeservers: Iterable[str]) -> None:
-        """Take the homeservers whose totals stand at 0 before anything happened."""
-        self.standing: Standing | None = None
-        self.now = datetime.now(UTC)
-        self._configured = sorted(homeservers)
-
-    def describe(self) -> Iterable[Metric]:
-        """Say nothing: names are ours alone, and asking the store at registration would be too early."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield every metric that is read from the store."""
-        yield GaugeMetricFamily(DATABASE_UP.name, DATABASE_UP.help, value=float(self.standing is not None))
-        if self.standing is None:
-            return
-        homeservers = self._complete(self.standing.homeservers)
-        for total in TOTALS:
-            counter = CounterMetricFamily(PREFIX + total.name, total.help, labels=("homeserver", *total.labels))
-            for each in homeservers:
-                values = {tuple(labels.values()): 0 for labels in total.label_sets()}
-                for row in each.totals:
-                    if row.name == total.name:
-                        values[tuple(row.labels.get(name, "") for name in total.labels)] = row.value
-                for labels, count in values.items():
-                    counter.add_metric((each.homeserver, *labels), count)
-            yield counter
-        active = GaugeMetricFamily(CALLS_ACTIVE.name, CALLS_ACTIVE.help, labels=tuple(CALLS_ACTIVE.labels))
-        watched = GaugeMetricFamily(ROOMS_WATCHED.name, ROOMS_WATCHED.help, labels=tuple(ROOMS_WATCHED.labels))
-        for each in homeservers:
-            watched.add_metric((each.homeserver,), each.rooms_watched)
-            for verdict in CALLS_ACTIVE.labels["verdict"]:
-                active.add_metric((each.homeserver, verdict), each.calls_active.get(verdict, 0))
-        yield active
-        yield watched
-        outbox = self.standing.outbox
-        age = 0.0 if outbox.oldest_at is None else max(0.0, (self.now - outbox.oldest_at).total_seconds())
-        gauges: tuple[tuple[Description, float], ...] = (
-            (OUTBOX_PENDING, outbox.pending),
-            (OUTBOX_DEAD, outbox.dead),
-            (OUTBOX_AGE, age),
-        )
-        for description, value in gauges:
-            gauge = GaugeMetricFamily(description.name, description.help, labels=("sink",))
-            gauge.add_metric((SINK,), value)
-            yield gauge
-
-    def _complete(self, known: Sequence[HomeserverStanding]) -> list[HomeserverStanding]:
-        """Add the configured homeservers the store has not met yet."""
-        names = {each.homeserver for each in known}
-        fresh = [HomeserverStanding(homeserver=ServerName(name)) for name in self._configured if name not in names]
-        return [*known, *fresh]
+    def _count_connections(self) -> None:
+        """Note how the pool stands, before this scrape takes a connection of its own."""
+        size, idle = self._pool.get_size(), self._pool.get_idle_size()
+        self._connections.labels("used").set(size - idle)
+        self._connections.labels("idle").set(idle)
+        self._connections.labels("unopened").set(self._pool.get_max_size() - size)
 
 
 def _counter(description: Description, registry: CollectorRegistry) -> Counter:
     """Make a counter whose every set of label values stands at 0 before it first happens."""
     counter = Counter(description.name, description.help, tuple(description.labels), registry=registry)
-    for labels in product(*description.labels.values()):
+    for labels in product(*description.labels.values()) if description.labels else ():
         counter.labels(*labels)
     return counter
+
+
+def _histogram(description: Description, buckets: Sequence[float], registry: CollectorRegistry) -> Histogram:
+    """Make a histogram whose every set of label values stands at 0 before it first happens."""
+    histogram = Histogram(
+        description.name, description.help, tuple(description.labels), buckets=buckets, registry=registry
+    )
+    for labels in product(*description.labels.values()) if description.labels else ():
+        histogram.labels(*labels)
+    return histogram

@@ -10,18 +10,30 @@ from aiohttp import web
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from rtc_appservice.core.model import Observation, Rejected, RoomId, ServerName
+from rtc_appservice.core.model import (
+    Body,
+    DistributionCounts,
+    KeyMark,
+    Observation,
+    Rejected,
+    RoomId,
+    RoomKey,
+    ServerName,
+    ToDeviceKey,
+)
 from rtc_appservice.core.rollup import TOTALS, increments
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.export.events import outbox_rows
 from rtc_appservice.export.posthog import Answer
 from rtc_appservice.export.prometheus import DESCRIPTIONS, Metrics
+from rtc_appservice.export.pseudonym import Pseudonyms
 from rtc_appservice.store import outbox
+from rtc_appservice.store.partitions import maintain
 from rtc_appservice.store.pool import Pool
-from rtc_appservice.store.streams import open_stream
+from rtc_appservice.store.streams import heartbeat, open_stream
 from rtc_appservice.view.health import health_app
 
-from .projected_call import IDENTIFIERS, START, make_call
+from .projected_call import ALICE, BOB, IDENTIFIERS, START, make_call
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -230,3 +242,134 @@ async def test_two_processes_share_nothing(pool: Pool) -> None:
 
     assert samples((await one.page(""))[0].decode())[key("transactions_total", result="stored")] == 1
     assert samples((await other.page(""))[0].decode())[key("transactions_total", result="stored")] == 0
+
+
+def observed(body: Body, event_at: datetime, received_at: datetime) -> Observation:
+    """Give an observation of a body."""
+    return Observation(
+        homeserver=ServerName("example.org"),
+        room_id=RoomId("!r"),
+        identity="$e",
+        event_at=event_at,
+        received_at=received_at,
+        body=body,
+    )
+
+
+def room_key(claimed_sent_at: datetime | None) -> RoomKey:
+    """Give a room key with the time its client claims."""
+    return RoomKey(
+        sender=ALICE.user_id,
+        device_id=ALICE.device_id,
+        slot_id="m.call#ROOM",
+        keys=(KeyMark(index=0),),
+        event_type="io.element.call.encryption_keys",
+        claimed_sent_at=claimed_sent_at,
+    )
+
+
+def to_device_key(claimed_sent_at: datetime) -> ToDeviceKey:
+    """Give a to-device key with the time its client claims."""
+    return ToDeviceKey(
+        sender=ALICE.user_id,
+        recipient=BOB.user_id,
+        recipient_device=BOB.device_id,
+        claimed_device_id=None,
+        slot_id="m.call#ROOM",
+        keys=(KeyMark(index=0),),
+        event_type="io.element.call.encryption_keys",
+        encrypted=False,
+        claimed_sent_at=claimed_sent_at,
+    )
+
+
+async def test_latency_of_room_events(listener: Scraped) -> None:
+    """A room event's latency is by its own time; rejected and to-device ones have none to trust."""
+    now = datetime.now(UTC)
+    old = now - timedelta(seconds=20)
+    rejected = Rejected(sender=None, event_type="t", reason="implausible_time")
+    bodies = (room_key(None), to_device_key(now), rejected)
+    intake = Intake(observations=[observed(body, old, now) for body in bodies])
+    listener.metrics.observe_transaction("stored", 0.1, intake)
+    found = samples((await listener.scrape())[0])
+
+    assert 1 == found[key("ingest_latency_seconds_count")]
+    assert 0 == found[key("ingest_latency_seconds_bucket", le="10.0")]
+    assert 1 == found[key("ingest_latency_seconds_bucket", le="30.0")]
+
+
+async def test_key_ages(listener: Scraped) -> None:
+    """Ages are by the client's claim; what claims the future counts as 0, what claims long ago not at all."""
+    now = datetime.now(UTC)
+    bodies = (
+        room_key(now - timedelta(seconds=3)),
+        room_key(now + timedelta(seconds=3)),
+        room_key(now - timedelta(days=8)),
+        room_key(None),
+        to_device_key(now - timedelta(milliseconds=40)),
+    )
+    intake = Intake(observations=[observed(body, now, now) for body in bodies])
+    listener.metrics.observe_transaction("stored", 0.1, intake)
+    found = samples((await listener.scrape())[0])
+
+    assert 2 == found[key("key_delivery_age_seconds_count", key_transport="room_event")]
+    assert 1 == found[key("key_delivery_age_seconds_bucket", key_transport="room_event", le="0.01")]
+    assert 3 == pytest.approx(found[key("key_delivery_age_seconds_sum", key_transport="room_event")])
+    assert 1 == found[key("key_delivery_age_seconds_bucket", key_transport="to_device", le="0.05")]
+    assert 2 == found[key("key_clock_skew_total")]
+
+
+async def test_settled_calls_are_exemplars(listener: Scraped) -> None:
+    """A call is counted once, when it settles, and is the exemplar of its bucket under its pseudonym."""
+    call = make_call()
+    counted = msgspec.structs.replace(
+        call,
+        report=msgspec.structs.replace(
+            call.report, settled=True, distributions=DistributionCounts(room_event=1, to_device=3)
+        ),
+    )
+    going_on = msgspec.structs.replace(counted, report=msgspec.structs.replace(counted.report, settled=False))
+    rows = outbox_rows(call, (), first_time=True, secret=b"secret", app_version="1")
+    make = listener.metrics.counting(lambda *_: rows, b"secret")
+
+    assert [rows] * 3 == [make(each, (), False) for each in (going_on, counted, counted)]
+    page, _ = await listener.scrape("application/openmetrics-text; version=1.0.0")
+    (bucket,) = [line for line in page.splitlines() if "call_to_device_ratio_bucket" in line and "#" in line]
+
+    assert bucket.startswith('rtc_appservice_call_to_device_ratio_bucket{le="0.75"} 1.0 # ')
+    assert f'{{call="{Pseudonyms(b"secret").call(call.report.call_id)}"}} 0.75' in bucket
+    assert "rtc_appservice_call_to_device_ratio_count 1.0" in page
+    assert [word for word in IDENTIFIERS if word in page] == []
+
+
+async def test_work_and_partitions(pool: Pool, listener: Scraped) -> None:
+    """What waits, how far partitions reach and what the pool holds is on the page."""
+    now = datetime.now(UTC)
+    fresh = samples((await listener.scrape())[0])
+    async with pool.acquire() as conn:
+        stream = await open_stream(conn, ServerName("example.org"))
+        await heartbeat(conn, stream.homeserver_id, now, now - timedelta(seconds=100))
+        await maintain(conn, now)
+        await conn.execute(
+            "INSERT INTO dirty_room (room_key, homeserver_id, event_at) VALUES (1, $1, $2)",
+            stream.homeserver_id,
+            now - timedelta(seconds=50),
+        )
+        found = samples((await listener.scrape())[0])
+
+    assert 0 == fresh[key("partition_horizon_seconds", table="observation")]
+    assert key("watermark_lag_seconds", homeserver="example.org") not in fresh
+    assert 0 == fresh[key("calls_split_active", homeserver="example.org")]
+    assert 100 <= found[key("watermark_lag_seconds", homeserver="example.org")] < 200
+    assert 50 <= found[key("projection_lag_seconds", homeserver="example.org")] < 150
+    assert 1 == found[key("rooms_pending", homeserver="example.org")]
+    assert timedelta(days=28) <= timedelta(seconds=found[key("partition_horizon_seconds", table="observation")])
+    assert 0 == found[key("default_partition_in_use", table="observation")]
+    states = {state: found[key("database_pool_connections", state=state)] for state in ("used", "idle", "unopened")}
+    assert 8 == sum(states.values())
+    assert 1 == states["used"]
+
+
+async def test_series_are_bounded(listener: Scraped) -> None:
+    """One homeserver's page stays small however much happens: rendering it holds up the event loop."""
+    assert len(samples((await listener.scrape())[0])) < 500
