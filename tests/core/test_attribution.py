@@ -246,6 +246,35 @@ def test_what_fits_no_size_is_unclassified() -> None:
     assert (0, 1) == (call.deliveries.to_device, call.deliveries.unclassified)
 
 
+@pytest.mark.parametrize(("seconds", "low"), [(10.2, 0), (19, 0), (60, 1)])
+def test_a_message_at_no_moment_is_of_low_confidence(seconds: float, low: int) -> None:
+    """It fits the size of a key, and nobody had joined or left shortly before: a delivery of lower confidence."""
+    scene = pair()
+    scene.to_device("alice", "bob", seconds)
+    call = scene.call()
+
+    assert (1, low) == (call.deliveries.to_device, call.deliveries.low_confidence)
+
+
+def test_what_fits_neither_size_nor_moment_is_nothing() -> None:
+    """Olm traffic of other kinds between call devices is not counted."""
+    scene = pair()
+    scene.to_device("alice", "bob", 60, extra=-200)
+    call = scene.call()
+
+    assert (0, 0) == (call.deliveries.to_device, call.deliveries.unclassified)
+
+
+def test_a_key_around_a_rejoin_belongs_to_the_stint_that_ended() -> None:
+    """The newer manager goes on sending after leaving: 5 s before the rejoin it is the old stint's, still running."""
+    scene = pair()
+    scene.leave("alice", 50)
+    scene.room_key("alice", 50.1, padded=True)
+    scene.join("alice", 55)
+
+    assert [FallbackCause.AFTER_LEAVE] == [fallback.cause for fallback in scene.call().fallbacks]
+
+
 @pytest.mark.parametrize(
     ("seconds", "delivered", "after_leave"),
     [(4.9, 0, 0), (5, 1, 0), (50, 1, 0), (105, 1, 1), (99, 1, 0)],

@@ -74,9 +74,19 @@ def test_followed_by_the_padded_form() -> None:
     """The newer manager's form shows a client that could have sent by to-device."""
     scene = call_of("carol", "alice")
     scene.room_key("carol", 0.1)
+    scene.room_key("carol", 10.2)
     scene.room_key("alice", 10.3, padded=True)
 
     assert "followed" == cause_of(scene, "alice")
+
+
+def test_nobody_follows_what_was_sent_before_it_joined() -> None:
+    """A client listens from its join on: a key that was in the room before did not switch it."""
+    scene = call_of("carol", "alice")
+    scene.room_key("carol", 0.1)
+    scene.room_key("alice", 10.3, padded=True)
+
+    assert "host_cannot_send" == cause_of(scene, "alice")
 
 
 def test_followed_by_its_silence() -> None:
@@ -203,7 +213,8 @@ def test_unknown_where_keys_were_flowing_and_envelopes_are_not_shown() -> None:
     """An unpadded key with its join, room keys flowing: a room-only client, or a smart one that switched at once."""
     scene = call_of("alice", "bob")
     scene.room_key("alice", 0.1)
-    scene.room_key("bob", 10.1)
+    scene.room_key("alice", 10.1)
+    scene.room_key("bob", 10.3)
     found = fallback_of(scene, "bob", envelopes=False)
 
     assert FallbackCause.UNKNOWN is found.cause

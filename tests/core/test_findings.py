@@ -313,6 +313,26 @@ def test_not_rotated_waits_for_the_horizon() -> None:
     assert [] == found(rotating(answer=None), FindingKind.NOT_ROTATED, until=159)
 
 
+@pytest.mark.parametrize(("keys", "storms"), [(8, 0), (40, 1)])
+def test_rotation_storm(keys: int, storms: int) -> None:
+    """Far more new keys in a minute than joins and leaves ask for; told once per device."""
+    scene = pair()
+    for number in range(keys):
+        scene.room_key("alice", 20 + number, number)
+
+    assert storms == len(found(scene, FindingKind.ROTATION_STORM))
+
+
+def test_joins_and_leaves_are_no_storm() -> None:
+    """Thirty that come one after another make each present device rotate as often."""
+    scene = pair()
+    for number in range(30):
+        scene.join(f"user{number}", 20 + number)
+        scene.to_device("alice", "bob", 20 + number + 0.2)
+
+    assert [] == found(scene, FindingKind.ROTATION_STORM)
+
+
 # --- split calls ---------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,9 @@ def sealed_to_device(scenario: str) -> list[tuple[str, dict[str, Any], dict[str,
     return found
 
 
-def predicted(scenario: str, client: dict[str, Any], message: dict[str, Any], sealed: dict[str, Any]) -> dict[str, int]:
+def predicted(
+    scenario: str, client: dict[str, Any], message: dict[str, Any], sealed: dict[str, Any]
+) -> dict[str, tuple[int, ...]]:
     """Give the predictions for a recorded message."""
     room_id = truth_of(scenario)["room_id"]
     return to_device_lengths(room_id, message["sender"], client["device"], message["to_user_id"], sealed["type"])
@@ -129,7 +131,7 @@ def test_opening_a_session_is_longer_than_continuing_one() -> None:
     user, device = who("alice")
     opening, continuing = (to_device_lengths(ROOM, user, device, who("bob")[0], kind) for kind in (0, 1))
 
-    assert all(opening[name] > continuing[name] + 130 for name in opening)
+    assert all(min(opening[name]) > min(continuing[name]) + 130 for name in opening)
 
 
 @pytest.mark.parametrize("suffix", ["", "+signed"])
@@ -165,7 +167,7 @@ def test_ids_of_any_length_and_script_are_counted_in_bytes(user: str, device: st
 @pytest.mark.parametrize("extra", [0, 21, 22, -22])
 def test_one_block_more_or_less_is_still_a_key(extra: int) -> None:
     """A number of another length moves a message by one block at most."""
-    predictions = {"to_device_37_11": 1280, "megolm_share": 1600}
+    predictions: dict[str, tuple[int, ...]] = {"to_device_37_11": (1280,), "megolm_share": (1600,)}
 
     assert ("to_device_37_11", abs(extra)) == classify_to_device(predictions, 1280 + extra)
 
@@ -173,12 +175,12 @@ def test_one_block_more_or_less_is_still_a_key(extra: int) -> None:
 @pytest.mark.parametrize("length", [1200, 1340, 1600, 1590, 3000])
 def test_what_is_farther_off_is_no_key(length: int) -> None:
     """A length that fits no key, or a Megolm share better, is not taken for a key."""
-    assert None is classify_to_device({"to_device_37_11": 1280, "megolm_share": 1600}, length)[0]
+    assert None is classify_to_device({"to_device_37_11": (1280,), "megolm_share": (1600,)}, length)[0]
 
 
 def test_a_share_that_lies_nearer_wins() -> None:
     """Where both are within a block, the nearer prediction decides."""
-    predictions = {"to_device_40": 1500, "megolm_share": 1520}
+    predictions: dict[str, tuple[int, ...]] = {"to_device_40": (1500,), "megolm_share": (1520,)}
 
     assert "to_device_40" == classify_to_device(predictions, 1505)[0]
     assert None is classify_to_device(predictions, 1515)[0]

@@ -245,8 +245,8 @@ def test_silence_of_envelopes_is_never_missing() -> None:
 def test_a_late_key_is_a_finding_of_its_pair() -> None:
     """One finding per obligation, naming both ends and the wait."""
     scene = pair()
-    scene.to_device("alice", "bob", 30)
-    scene.to_device("bob", "alice", 10.1)
+    scene.read_key("alice", "bob", 30)
+    scene.read_key("bob", "alice", 10.1)
     (finding,) = findings_of(scene.call(), FindingKind.KEY_LATE)
 
     assert ("ALICE1", {"user_id": "@bob:lab.test", "device_id": "BOB1"}, 20.0) == (
@@ -254,6 +254,15 @@ def test_a_late_key_is_a_finding_of_its_pair() -> None:
         finding.details["recipient"],
         finding.details["waited_seconds"],
     )
+
+
+def test_a_late_envelope_is_no_finding() -> None:
+    """An earlier envelope may have been lost on its way to us, not on its way to bob."""
+    scene = pair()
+    scene.to_device("alice", "bob", 30)
+    call = scene.call()
+
+    assert (1, []) == (counts(call)["late"], findings_of(call, FindingKind.KEY_LATE))
 
 
 def test_a_stint_of_no_length_owes_nothing() -> None:

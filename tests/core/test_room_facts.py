@@ -1,0 +1,101 @@
+"""What was known of a room when a call began in it."""
+
+import pytest
+
+from rtc_appservice.core.model import Gap, GapReason
+
+from .build import HOMESERVER, OTHER_ROOM, Scene, at
+
+HOURS = 3600.0
+
+
+def alone(*, created: bool = False) -> Scene:
+    """Give a call that alice begins at noon."""
+    scene = Scene(created=created)
+    scene.join("alice", 0)
+    return scene
+
+
+def gap(start: float, end: float | None, reason: GapReason = GapReason.UNDECRYPTABLE, **changes: object) -> Gap:
+    """Give a gap between two times."""
+    return Gap(
+        gap_id=f"{start}",
+        homeserver=HOMESERVER,
+        reason=reason,
+        started_at=at(start),
+        ended_at=None if end is None else at(end),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def test_seen_since_the_rooms_creation() -> None:
+    """A room watched from its first event on."""
+    assert alone(created=True).call().beginning_seen
+
+
+@pytest.mark.parametrize(("seconds", "seen"), [(-10, True), (10, False)])
+def test_seen_since_a_snapshot(seconds: float, seen: bool) -> None:
+    """Read as a state snapshot before the call began."""
+    assert seen is alone().call(snapshot_at=at(seconds)).beginning_seen
+
+
+@pytest.mark.parametrize(("hours", "seen"), [(4.1, True), (3.9, False), (0, False)])
+def test_seen_for_four_hours(hours: float, seen: bool) -> None:
+    """Memberships of before have shown themselves or expired by then."""
+    assert seen is alone().call(watched_since=at(-hours * HOURS)).beginning_seen
+
+
+def test_not_seen_at_all() -> None:
+    """Without any of these the beginning is not seen."""
+    assert not alone().call().beginning_seen
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "seen"),
+    [(-9 * HOURS, -5 * HOURS, True), (-3 * HOURS, -2 * HOURS, False), (-100, None, False), (-100, 100, False)],
+    ids=["long over", "within four hours", "still open", "over the beginning"],
+)
+def test_a_gap_begins_the_four_hours_anew(start: float, end: float | None, seen: bool) -> None:
+    """Watched for four hours without a gap."""
+    call = alone().call(watched_since=at(-20 * HOURS), gaps=(gap(start, end),))
+
+    assert seen is call.beginning_seen
+
+
+def test_gaps_of_other_rooms_do_not_matter() -> None:
+    """Another room's gap says nothing of this one."""
+    call = alone().call(watched_since=at(-20 * HOURS), gaps=(gap(-100, -50, room_id=OTHER_ROOM),))
+
+    assert call.beginning_seen
+
+
+def test_lost_to_device_messages_hide_no_membership() -> None:
+    """Memberships are room events, which the homeserver keeps and sends again."""
+    call = alone().call(watched_since=at(-20 * HOURS), gaps=(gap(-100, -50, GapReason.TO_DEVICE_LOST),))
+
+    assert call.beginning_seen
+
+
+@pytest.mark.parametrize(("seconds", "encrypted"), [(-50, True), (50, True), (5000, False)])
+def test_encryption_stays(seconds: float, encrypted: bool) -> None:
+    """Once seen it holds, also when switched on during the call; what comes after the call says nothing of it."""
+    scene = alone(created=True)
+    scene.leave("alice", 100)
+    scene.state("m.room.encryption", seconds, value="m.megolm.v1.aes-sha2")
+
+    assert encrypted is scene.call(until=9000).encrypted_room
+
+
+def test_history_visibility_of_the_beginning_is_told() -> None:
+    """Findings on readable keys say who can read them: the setting in force when the call began."""
+    scene = alone(created=True)
+    scene.state("m.room.history_visibility", -200, value="shared")
+    scene.state("m.room.history_visibility", -100, value="world_readable")
+    scene.state("m.room.history_visibility", 50, value="joined")
+    scene.room_key("alice", 10)
+
+    assert {"world_readable"} == {
+        finding.details["history_visibility"]
+        for finding in scene.call().findings
+        if "history_visibility" in finding.details
+    }
