@@ -158,7 +158,7 @@ async def run(options: argparse.Namespace, dsn: str) -> int:
     names = [name for name in SERVERS if not options.only or name in options.only]
     wrong = 0
     loads = QUICK if options.quick else LOADS
-    rounds, seconds = (3, 0.5) if options.quick else (5, 1.0)
+    rounds, seconds = (3, 0.5) if options.quick else (5, 0.6)
     print(f"{len(loads)} loads, {rounds} rounds of {seconds} s each, medians; {os.cpu_count()} CPUs")
     for number, load in enumerate(loads):
         figures = await measure(load, dsn, names, rounds, seconds, number)

@@ -6,6 +6,7 @@ which the store recognises, and no to-device messages: those come at most once, 
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -50,16 +51,40 @@ class BadBody(RtcAppserviceError):
 
 def parse_body(raw: bytes) -> dict[str, Any]:
     """Parse a transaction body; raises BadBody."""
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        body = None
-        # Outside the handler, lest the parser's error, which holds the body, become the context of ours.
-    if body is None and raw.strip() != b"null":
+    body = _parse_json(raw)
+    # Raised out here, lest the parser's error, which holds the body, become the context of ours.
+    if body is _NOT_JSON:
         raise BadBody("M_NOT_JSON", "The body is not JSON.")
     if not isinstance(body, dict) or not isinstance(body.get("events"), list):
         raise BadBody("M_BAD_JSON", "The body is not an object with a list `events`.")
     return body
+
+
+_NOT_JSON = object()
+
+
+def _parse_json(raw: bytes) -> Any:
+    """
+    Parse JSON, or give `_NOT_JSON`.
+
+    What orjson refuses is given to the standard library: Synapse takes integers of any length from clients (in
+    rooms of versions 1 to 5 and in to-device messages) and, on newer Pythons, nesting deeper than orjson's limit.
+    Refusing such a transaction would stop the homeserver's queue there for ever.
+    """
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        body = json.loads(raw, parse_constant=_refuse_constant)
+        json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text; no homeserver sends it
+    except (ValueError, RecursionError):
+        return _NOT_JSON
+    return body
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
 
 
 def now_utc() -> datetime:

@@ -346,3 +346,23 @@ async def test_content_of_any_shape_is_taken(intake: TransactionIntake, events: 
     await send(intake, events.join())
 
     assert await conn.fetchval("SELECT count(*) FROM observation WHERE kind = 'rejected'") > 0
+
+
+async def test_numbers_of_any_size_are_taken(intake: TransactionIntake, events: Events, conn: Connection) -> None:
+    """Synapse passes on integers that fit no machine number; their event is rejected or read, the others are stored."""
+    huge = int("9" * 400)
+    keys = [{"index": huge, "key": "bm90IGEga2V5IGF0IGE"}]
+
+    await send(
+        intake,
+        events.join(content={**events.join()["content"], "expires": huge, "created_ts": huge}),
+        events.join(origin_server_ts=huge),
+        events.key(content={"call_id": "", "device_id": "A", "keys": keys, "sent_ts": -huge}),
+        events.message(content={"body": "x", "n": huge}),
+        events.key(),
+        to_device=[{**events.olm(), "content": {"n": huge}}],
+    )
+
+    kinds = [row["kind"] for row in await conn.fetch("SELECT kind FROM observation ORDER BY kind")]
+    assert kinds.count("room_key") == 1
+    assert len(kinds) == 4
