@@ -232,10 +232,11 @@ def audit(files: tuple[str, ...], homeserver: str | None, scope: str, form: Form
 @main.command("report")
 @_config_option
 @click.option("--days", type=click.IntRange(min=1), default=28, show_default=True, help="How far back.")
+@click.option("--since", type=click.DateTime(), help="From this time on (UTC), instead of --days.")
 @click.option("--homeserver", help="This one only.  [default: all in the database]")
 @_format_option
 @_example("rtc-appservice report --days 7 --format json")
-def print_report(config_path: Path, days: int, homeserver: str | None, form: Format) -> None:
+def print_report(config_path: Path, days: int, since: datetime | None, homeserver: str | None, form: Format) -> None:
     """Print calls, fallbacks, blockers and readiness from the database."""
     from rtc_appservice.service import database
     from rtc_appservice.store import migrate
@@ -243,14 +244,57 @@ def print_report(config_path: Path, days: int, homeserver: str | None, form: For
     from rtc_appservice.view.stored import read_report
 
     now = datetime.now(UTC)
+    start = now - timedelta(days=days) if since is None else since.replace(tzinfo=UTC)
 
     async def read(dsn: str) -> Report:
         await migrate.require_head(dsn)
         async with await open_pool(dsn, 1) as pool:
-            return await read_report(pool, since=now - timedelta(days=days), homeserver=homeserver, now=now)
+            return await read_report(pool, since=start, homeserver=homeserver, now=now)
 
     with database(load_config(config_path).database) as dsn:
         _print_report(asyncio.run(read(dsn)), form)
+
+
+@main.command("call")
+@click.argument("call_id", metavar="ID")
+@_config_option
+@_format_option
+@_example("rtc-appservice call e8ee4c59")
+def print_call(call_id: str, config_path: Path, form: Format) -> None:
+    """
+    Tell one call in full: who owed whom which key, what came, when, and by which transport.
+
+    ID is the call id of a report, or its beginning.
+    """
+    from rtc_appservice.core.explain import CallExplanation
+    from rtc_appservice.service import database
+    from rtc_appservice.store import migrate
+    from rtc_appservice.store.pool import open_pool
+    from rtc_appservice.view.call import render_call_json, render_call_text
+    from rtc_appservice.view.stored_call import explain_call
+
+    config = load_config(config_path)
+
+    async def read(dsn: str) -> CallExplanation:
+        await migrate.require_head(dsn)
+        async with await open_pool(dsn, 1) as pool:
+            return await explain_call(pool, call_id, config.detection.settings())
+
+    with database(config.database) as dsn:
+        told = asyncio.run(read(dsn))
+    click.echo(render_call_json(told) if form == "json" else render_call_text(told))
+
+
+@main.command("replay")
+@_config_option
+@_example("rtc-appservice replay")
+def replay_all(config_path: Path) -> None:
+    """Rebuild calls and findings from the observations, as far back as those are kept; what was sent stays sent."""
+    from rtc_appservice import service
+
+    config, registered = _checked(config_path)
+    with service.database(config.database) as dsn:
+        click.echo(f"{asyncio.run(service.replay_all(config, registered, dsn))} rooms projected anew")
 
 
 def _print_report(report: Report, form: Format) -> None:

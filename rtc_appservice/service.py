@@ -11,6 +11,7 @@ import signal
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 
 from aiohttp import web
 
@@ -19,13 +20,13 @@ from rtc_appservice.config import Config, Database
 from rtc_appservice.core.model import ServerName
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.errors import RtcAppserviceError, ServiceFailed
-from rtc_appservice.export.events import event_maker
+from rtc_appservice.export.events import Terms, event_maker
 from rtc_appservice.export.posthog import run_posthog
 from rtc_appservice.export.prometheus import Metrics
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.ports import listening
-from rtc_appservice.projector import Projector, no_events, run_projector
+from rtc_appservice.projector import Projector, no_events, replay, run_projector
 from rtc_appservice.registration import Registration
 from rtc_appservice.store import migrate
 from rtc_appservice.store.embedded import EmbeddedPostgres
@@ -83,12 +84,18 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
                 stop,
                 api_key=config.posthog.key,
                 host=config.posthog.host,
-                secret=config.deployment_secret,
-                app_version=__version__,
+                terms=_terms(config),
                 observe=metrics.observe_export,
             ),
         )
         _log.info("stopping")
+
+
+async def replay_all(config: Config, registration: Registration, dsn: str) -> int:
+    """Project every room of the homeserver anew; give how many."""
+    await migrate.require_head(dsn)
+    async with await open_pool(dsn, 1) as pool:
+        return await replay(pool, await _projector(config, registration, pool), datetime.now(UTC))
 
 
 async def _open_intake(config: Config, pool: Pool) -> TransactionIntake:
@@ -109,7 +116,16 @@ async def _projector(config: Config, registration: Registration, pool: Pool) -> 
         homeserver_id=stream.homeserver_id,
         envelopes=registration.envelopes,
         settings=config.detection.settings(),
-        events=event_maker(config.deployment_secret, __version__) if config.posthog.key else no_events,
+        events=event_maker(_terms(config)) if config.posthog.key else no_events,
+    )
+
+
+def _terms(config: Config) -> Terms:
+    return Terms(
+        secret=config.deployment_secret,
+        app_version=__version__,
+        sample_rate=config.posthog.sample_rate,
+        pseudonym_rotation_days=config.posthog.pseudonym_rotation_days,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
+from msgspec import Struct
 
 from rtc_appservice.core.model import CallId, CallReport, CallSession, DeviceId, RoomId, UserId
 from rtc_appservice.store.pool import Connection
@@ -160,3 +161,33 @@ async def load_calls(
         room_id,
     )
     return [_decoder.decode(row["report"]) for row in rows]
+
+
+class StoredCall(Struct, frozen=True, kw_only=True):
+    """Where a call is stored, and what it was projected with."""
+
+    homeserver_id: int
+    room_key: int
+    watermark_at: datetime
+    report: CallReport
+
+
+async def find_calls(conn: Connection, prefix: str) -> list[StoredCall]:
+    """Give up to two calls whose id begins with a prefix."""
+    rows = await conn.fetch(
+        """
+        SELECT call.homeserver_id, call.room_key, stream.watermark_at, call.report
+        FROM call_session AS call JOIN stream USING (homeserver_id)
+        WHERE starts_with(call.call_id, $1) ORDER BY call.call_id LIMIT 2
+        """,
+        prefix,
+    )
+    return [
+        StoredCall(
+            homeserver_id=row["homeserver_id"],
+            room_key=row["room_key"],
+            watermark_at=row["watermark_at"],
+            report=_decoder.decode(row["report"]),
+        )
+        for row in rows
+    ]

@@ -77,7 +77,7 @@ def render_text(report: Report, *, width: int = 120) -> str:
     _print_readiness(console, report.readiness)
     _print_totals(console, report)
     for number, call in enumerate(report.calls[-LISTED:], start=max(0, len(report.calls) - LISTED) + 1):
-        _print_call(console, number, call)
+        print_call(console, number, call)
     if len(report.calls) > LISTED:
         console.print(f"The {LISTED} newest calls are listed; JSON has all {len(report.calls)}.\n")
     _print_gaps(console, report.gaps)
@@ -86,7 +86,7 @@ def render_text(report: Report, *, width: int = 120) -> str:
 
 
 def _print_readiness(console: Console, readiness: Readiness) -> None:
-    console.print(_READINESS.get(readiness.verdict, _plain(readiness.verdict)))
+    console.print(_READINESS.get(readiness.verdict, plain(readiness.verdict)))
     _print_bullets(console, readiness.reasons)
     console.print()
 
@@ -97,10 +97,11 @@ def _print_totals(console: Console, report: Report) -> None:
     console.print(f"Room events with media keys that stand in room history: {report.totals.room_keys_in_history}\n")
 
 
-def _print_call(console: Console, number: int, call: CallReport) -> None:
+def print_call(console: Console, number: int, call: CallReport) -> None:
+    """Print one call of a report."""
     title = f"Call {number}: {call.verdict}, {_VERDICTS[call.verdict]} (evidence: {call.evidence})"
     console.rule(Text(title), align="left", characters="-")
-    facts = _table("fact", "value", header=False)
+    facts = new_table("fact", "value", header=False)
     for name, value in _facts(call):
         facts.add_row(name, Text(value))
     console.print(facts)
@@ -114,8 +115,8 @@ def _facts(call: CallReport) -> Iterable[tuple[str, str]]:
     ended = "still going on" if call.ended_at is None else f"{_time(call.ended_at)} ({_length(call)})"
     yield "when", f"{_time(call.started_at)} to {ended}" + ("" if call.beginning_seen else "; beginning not seen")
     encrypted = {True: "encrypted", False: "not encrypted", None: "encryption not seen"}[call.encrypted_room]
-    yield "where", f"{_plain(call.room_id)} on {_plain(call.homeserver)}, {encrypted}; slot {_plain(call.slot_id)}"
-    yield "call id", _plain(call.call_id)
+    yield "where", f"{plain(call.room_id)} on {plain(call.homeserver)}, {encrypted}; slot {plain(call.slot_id)}"
+    yield "call id", plain(call.call_id)
     yield "seen by", ", ".join(call.coverage) or "nothing"
     yield "joined as", f"{call.membership_mode}, at most {call.max_participants} device(s) at once"
     sent = call.distributions
@@ -129,14 +130,14 @@ def _facts(call: CallReport) -> Iterable[tuple[str, str]]:
 
 
 def _print_participants(console: Console, participants: Sequence[Participant]) -> None:
-    table = _table("participant", "device", "generation", "in the call")
+    table = new_table("participant", "device", "generation", "in the call")
     for each, rest in _first(participants):
         if each is None:
             table.add_row(f"and {rest} more", "", "", "")
             continue
         sure = f" ({each.generation_confidence:.0%})" if each.generation != "unknown" else ""
         stints = "\n".join(_stint(stint) for stint in each.stints)
-        table.add_row(Text(_plain(each.user_id)), Text(_plain(each.device_id)), f"{each.generation}{sure}", stints)
+        table.add_row(Text(plain(each.user_id)), Text(plain(each.device_id)), f"{each.generation}{sure}", stints)
     console.print(table)
 
 
@@ -144,7 +145,7 @@ def _print_fallbacks(console: Console, fallbacks: Sequence[Fallback]) -> None:
     if not fallbacks:
         console.print("Fallbacks to room events: none")
         return
-    table = _table("fell back", "at", "room keys", "cause", "who caused it")
+    table = new_table("fell back", "at", "room keys", "cause", "who caused it")
     for each, rest in _first(fallbacks):
         if each is None:
             table.add_row(f"and {rest} more", "", "", "", "")
@@ -153,11 +154,11 @@ def _print_fallbacks(console: Console, fallbacks: Sequence[Fallback]) -> None:
         remains = f"; may be {' or '.join(each.candidates)}" if each.candidates else ""
         private = "; its key had been private before" if each.key_was_private else ""
         table.add_row(
-            Text(_device(DeviceRef(user_id=each.user_id, device_id=each.device_id))),
-            f"{_clock(each.at)}",
+            Text(device_name(DeviceRef(user_id=each.user_id, device_id=each.device_id))),
+            f"{clock(each.at)}",
             str(each.room_keys),
             f"{each.cause}: {_CAUSES[each.cause]}{blocks}{remains}{private} ({each.evidence}, {each.confidence:.0%})",
-            Text(_device(each.caused_by)) if each.caused_by else "itself",
+            Text(device_name(each.caused_by)) if each.caused_by else "itself",
         )
     console.print(table)
 
@@ -167,14 +168,14 @@ def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
         console.print("Findings: none")
         return
     counted = Counter((f.severity, f.kind, f.evidence) for f in findings)
-    table = _table("finding", "severity", "evidence", "count", "first", "devices")
+    table = new_table("finding", "severity", "evidence", "count", "first", "devices")
     for (severity, kind, evidence), count in sorted(
         counted.items(), key=lambda item: (_SEVERITIES.index(item[0][0]), -item[1], item[0][1])
     ):
         alike = [f for f in findings if (f.severity, f.kind, f.evidence) == (severity, kind, evidence)]
-        devices = list(dict.fromkeys(_device(f.subject) for f in alike if f.subject))
+        devices = list(dict.fromkeys(device_name(f.subject) for f in alike if f.subject))
         shown = "\n".join(devices[:3]) + (f"\nand {len(devices) - 3} more" if len(devices) > 3 else "")
-        first = _clock(min(f.at for f in alike))
+        first = clock(min(f.at for f in alike))
         table.add_row(str(kind), str(severity), str(evidence), str(count), first, Text(shown))
     console.print(table)
 
@@ -184,7 +185,7 @@ def _print_gaps(console: Console, gaps: Sequence[Gap]) -> None:
         console.print("Gaps: none known.")
         return
     console.print("Gaps: in these times something may not have been seen.")
-    table = _table("reason", "from", "to", "where")
+    table = new_table("reason", "from", "to", "where")
     for each, rest in _first(gaps):
         if each is None:
             table.add_row(f"and {rest} more", "", "", "")
@@ -194,17 +195,18 @@ def _print_gaps(console: Console, gaps: Sequence[Gap]) -> None:
             str(each.reason),
             _time(each.started_at) if each.started_at else "not known",
             _time(each.ended_at) if each.ended_at else "not ended",
-            Text(_plain(where)),
+            Text(plain(where)),
         )
     console.print(table)
 
 
 def _print_bullets(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(Padding(Text("- " + _plain(line)), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text("- " + plain(line)), (0, 0, 0, 2), expand=False))
 
 
-def _table(*columns: str, header: bool = True) -> Table:
+def new_table(*columns: str, header: bool = True) -> Table:
+    """Give an empty table in the style of the reports."""
     table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False, padding=(0, 1))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -225,12 +227,13 @@ def _nonzero(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _stint(stint: Stint) -> str:
     if stint.left_at is None:
-        return f"{_clock(stint.joined_at)} to now"
-    return f"{_clock(stint.joined_at)} to {_clock(stint.left_at)} ({stint.end_reason or 'unknown'})"
+        return f"{clock(stint.joined_at)} to now"
+    return f"{clock(stint.joined_at)} to {clock(stint.left_at)} ({stint.end_reason or 'unknown'})"
 
 
-def _device(device: DeviceRef) -> str:
-    return f"{_plain(device.user_id)} {_plain(device.device_id)}".rstrip()
+def device_name(device: DeviceRef) -> str:
+    """Give a device as `user device`."""
+    return f"{plain(device.user_id)} {plain(device.device_id)}".rstrip()
 
 
 def _length(call: CallReport) -> str:
@@ -244,10 +247,11 @@ def _time(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
-def _clock(at: datetime) -> str:
+def clock(at: datetime) -> str:
+    """Give the time of day, UTC."""
     return f"{at.astimezone(UTC):%H:%M:%S}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Give text without anything that a terminal would obey or that would hide its order."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
