@@ -6,9 +6,11 @@ clients send the key before the membership.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TypeVar
 
 from rtc_appservice.core import lengths
 from rtc_appservice.core.envelope import ENVELOPE_SLACK, KEY_AFTER_STINT, is_near
@@ -24,9 +26,11 @@ from rtc_appservice.core.model import (
     ToDeviceKey,
     UserId,
 )
-from rtc_appservice.core.stints import CallSpan, DeviceStint
+from rtc_appservice.core.stints import CallSpan, DeviceStint, SpanTimes
 
 Device = tuple[UserId, DeviceId]
+_T = TypeVar("_T")
+_K = TypeVar("_K")
 
 #: Old clients often send the key before the membership.
 KEY_BEFORE_STINT = timedelta(seconds=10)
@@ -70,7 +74,7 @@ class Delivery:
     keys: tuple[KeyMark, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass
 class CallTraffic:
     """A call span with the keys that belong to it, in order of time."""
 
@@ -81,6 +85,21 @@ class CallTraffic:
     #: Unreadable events of live call members that cannot be told from a key event.
     unreadable: list[Observation] = field(default_factory=list)
 
+    @cached_property
+    def times(self) -> SpanTimes:
+        """Give the times of the span's stints."""
+        return SpanTimes(self.span.stints)
+
+    @cached_property
+    def keys_of(self) -> dict[Device, list[RoomKeySeen]]:
+        """Give the room keys by sending device; only to be asked once all keys are there."""
+        return _grouped(self.room_keys, lambda key: key.sender)
+
+    @cached_property
+    def deliveries_of(self) -> dict[Device, list[Delivery]]:
+        """Give the deliveries by sending device; only to be asked once all are there."""
+        return _grouped(self.deliveries, lambda delivery: delivery.stint.device)
+
 
 def attribute(room_id: RoomId, observations: Sequence[Observation], spans: Sequence[CallSpan]) -> list[CallTraffic]:
     """Give each call span its keys, from a room's ordered observations."""
@@ -90,6 +109,7 @@ def attribute(room_id: RoomId, observations: Sequence[Observation], spans: Seque
     for span in spans:
         for device, stints in span.devices().items():
             by_device[device].extend((span, stint) for stint in stints)
+    devices_of = _grouped(by_device, lambda device: device[0])
     for observation in observations:
         body = observation.body
         if isinstance(body, RoomKey):
@@ -106,7 +126,7 @@ def attribute(room_id: RoomId, observations: Sequence[Observation], spans: Seque
             )
             _give(key, by_device.get(device, ()), body.slot_id, spans, calls)
         elif isinstance(body, MegolmEnvelope) and body.sticky_seconds is None:
-            _read_megolm(room_id, observation, body, by_device, spans, calls)
+            _read_megolm(room_id, observation, body, devices_of, by_device, spans, calls)
         elif isinstance(body, OlmEnvelope):
             _read_olm(room_id, observation, body, senders, by_device, calls)
         elif isinstance(body, ToDeviceKey):
@@ -140,8 +160,7 @@ def _give(
         key.stint = found[1]
         calls[id(found[0])].room_keys.append(key)
         return
-    in_slot = [span for span in spans if span.slot_id == slot_id and span.started_at <= key.at]
-    going_on = next((span for span in in_slot if span.is_live(key.at)), None)
+    going_on = next((span for span in spans if span.slot_id == slot_id and span.is_live(key.at)), None)
     if ended:
         _, span, key.stint = max(ended, key=lambda entry: entry[0])
         key.after_leave = True
@@ -158,17 +177,19 @@ def _read_megolm(
     room_id: RoomId,
     observation: Observation,
     body: MegolmEnvelope,
+    devices_of: dict[UserId, list[Device]],
     by_device: dict[Device, list[tuple[CallSpan, DeviceStint]]],
     spans: Sequence[CallSpan],
     calls: dict[int, CallTraffic],
 ) -> None:
     """Take an unreadable event as an inferred room key if a call device sent it and its length is a key event's."""
     at = observation.event_at
+    devices = devices_of.get(body.sender, ())
     own = [
         (device, pair)
-        for device, pairs in by_device.items()
-        if device[0] == body.sender and body.device_id in (None, device[1])
-        for pair in pairs
+        for device in devices
+        if body.device_id in (None, device[1])
+        for pair in by_device[device]
         if is_near(pair[1].joined_at, pair[1].left_at, at, KEY_AFTER_STINT)
     ]
     if not own:
@@ -209,7 +230,7 @@ def _read_olm(
         predictions = lengths.to_device_lengths(room_id, device[0], device[1], body.recipient, body.olm_type)
         variant, distance = lengths.classify_to_device(predictions, body.body_length)
         call = calls[id(span)]
-        fits_moment = _fits_moment(span, at)
+        fits_moment = call.times.moments(at - OWED_WITHIN, at + ENVELOPE_SLACK) > 0
         if variant is None:
             if fits_moment and not lengths.is_megolm_share(predictions, body.body_length):
                 call.unclassified.append(observation)
@@ -235,17 +256,6 @@ def _sending(stints: Sequence[DeviceStint], at: datetime) -> DeviceStint:
     return max(live or soon or ended, key=lambda stint: stint.joined_at)
 
 
-def _fits_moment(span: CallSpan, at: datetime) -> bool:
-    """Tell whether somebody joined, refreshed or left shortly before, or is about to show up."""
-    since, until = at - OWED_WITHIN, at + ENVELOPE_SLACK
-    return any(
-        since <= moment <= until
-        for stint in span.stints
-        for moment in (stint.joined_at, stint.left_at, stint.refreshed_at)
-        if moment is not None
-    )
-
-
 def _read_to_device_key(
     observation: Observation,
     body: ToDeviceKey,
@@ -266,6 +276,13 @@ def _read_to_device_key(
                 Delivery(observation, at, stint, theirs, Evidence.DIRECT, after_leave, keys=body.keys)
             )
             return
+
+
+def _grouped(items: Iterable[_T], key: Callable[[_T], _K]) -> dict[_K, list[_T]]:
+    found: dict[_K, list[_T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 def _mark_resends(keys: list[RoomKeySeen]) -> None:

@@ -24,7 +24,7 @@ def build_distributions(call: CallTraffic, call_id: CallId) -> tuple[KeyDistribu
 
 
 def _room_distribution(key: RoomKeySeen, call: CallTraffic, call_id: CallId) -> KeyDistribution:
-    present = sum(1 for stint in call.span.stints if stint is not key.stint and stint.is_live(key.at))
+    itself = key.stint is not None and key.stint.is_live(key.at)
     return KeyDistribution(
         distribution_id=_distribution_id(call_id, key.observation.identity),
         sender=DeviceRef(user_id=key.sender[0], device_id=key.sender[1]),
@@ -34,7 +34,7 @@ def _room_distribution(key: RoomKeySeen, call: CallTraffic, call_id: CallId) -> 
         evidence=key.evidence,
         resend=key.resend,
         after_leave=key.after_leave,
-        recipients=present,
+        recipients=call.times.live(key.at) - itself,
         observations=(key.observation.identity,),
     )
 

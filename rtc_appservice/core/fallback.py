@@ -5,9 +5,11 @@ To-device is the primary key transport, so a device's first room key in a call i
 ones add to its count. Causes are tried in a fixed order and the first that fits is taken.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 
 from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
 from rtc_appservice.core.model import BLOCKING_CAUSES, DeviceRef, Evidence, Fallback, FallbackCause
@@ -106,7 +108,7 @@ def _cause(
     until = first.at + context.decided_after
     keys = [key for key in keys if key.at <= until]
     padded = _is_padded(keys)
-    sends_to_device = any(d.stint.device == first.sender and d.at <= until for d in call.deliveries)
+    sends_to_device = any(d.at <= until for d in call.deliveries_of.get(first.sender, ()))
     if foreign is not None:
         if sends_to_device or padded or _was_silent(call, stint, foreign):
             return FallbackCause.FOLLOWED, ()
@@ -132,8 +134,13 @@ def _heard_before(call: CallTraffic, first: RoomKeySeen) -> RoomKeySeen | None:
     """Give the first room key of another device that this one can have heard: its transports listen from join on."""
     since = first.at if first.stint is None else first.stint.joined_at - LISTENS_BEFORE_JOIN
     order = (first.at, first.observation.identity)
-    heard = (key for key in call.room_keys if key.sender != first.sender and key.at >= since)
-    return next((key for key in heard if (key.at, key.observation.identity) < order), None)
+    position = bisect_left(call.room_keys, since, key=lambda key: key.at)
+    for key in islice(call.room_keys, position, None):
+        if (key.at, key.observation.identity) >= order:
+            break
+        if key.sender != first.sender:
+            return key
+    return None
 
 
 def _is_padded(keys: Sequence[RoomKeySeen]) -> bool:
@@ -158,7 +165,7 @@ def _was_silent(call: CallTraffic, stint: DeviceStint, foreign: RoomKeySeen) -> 
 
 
 def _distributed_before(call: CallTraffic, context: Context, first: RoomKeySeen) -> bool:
-    if any(delivery.stint.device == first.sender and delivery.at < first.at for delivery in call.deliveries):
+    if any(delivery.at < first.at for delivery in call.deliveries_of.get(first.sender, ())):
         return True
     seen = context.to_device_history.get(first.sender)
     return seen is not None and call.span.started_at - HISTORY <= seen < call.span.started_at
@@ -168,8 +175,7 @@ def _was_private(call: CallTraffic, keys: Sequence[RoomKeySeen]) -> bool | None:
     """Tell whether one of these keys had been read from a to-device message before, by the comparison tags."""
     sealed = {
         mark.tag
-        for delivery in call.deliveries
-        if delivery.stint.device == keys[0].sender
+        for delivery in call.deliveries_of.get(keys[0].sender, ())
         for mark in delivery.keys
         if mark.tag is not None
     }

@@ -1,7 +1,6 @@
 """Stage 5: findings of one call, each with severity, evidence and the observations it rests on."""
 
 import uuid
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
 from rtc_appservice.core.fallback import Occurrence
-from rtc_appservice.core.generation import NO_REACTION
+from rtc_appservice.core.generation import NO_REACTION, first_stayed_after
 from rtc_appservice.core.model import (
     CallId,
     DeviceId,
@@ -176,12 +175,6 @@ def _rotations(case: Case) -> Iterator[Finding]:
 
 def _storms(case: Case) -> Iterator[Finding]:
     """A device hands out far more new keys in a minute than joins and leaves ask for; told once per device."""
-    moments = sorted(
-        moment
-        for stint in case.call.span.stints
-        for moment in (stint.joined_at, stint.left_at, stint.refreshed_at)
-        if moment is not None
-    )
     times: dict[Device, list[KeyDistribution]] = defaultdict(list)
     for distribution in case.distributions:
         if not distribution.resend:
@@ -191,7 +184,7 @@ def _storms(case: Case) -> Iterator[Finding]:
         for position, last in enumerate(found):
             while found[start].at < last.at - STORM_WINDOW:
                 start += 1
-            asked = bisect_right(moments, last.at) - bisect_left(moments, found[start].at - STORM_WINDOW)
+            asked = case.call.times.moments(found[start].at - STORM_WINDOW, last.at)
             if position - start + 1 > asked + STORM_EXCESS:
                 yield _finding(
                     case,
@@ -211,20 +204,22 @@ def _splits(case: Case) -> Iterator[Finding]:
     generations = {(p.user_id, p.device_id): p.generation for p in case.participants}
     to_device = {delivery.stint.device for delivery in case.call.deliveries}
     room_mode: dict[Device, list[RoomKeySeen]] = defaultdict(list)
-    for key in case.call.room_keys:
-        if key.stint is not None and not key.after_leave:
-            room_mode[key.sender].append(key)
-    told: set[tuple[Device, Device]] = set()
-    for key in (key for keys in room_mode.values() for key in keys):
-        for other, stints in case.call.span.devices().items():
-            stays = any(stint.is_live(key.at) and stint.is_live(key.at + NO_REACTION) for stint in stints)
-            silent = not any(own.at <= key.at + NO_REACTION for own in room_mode.get(other, ()))
-            by_to_device = other in to_device or generations.get(other, "").startswith("D")
-            due = case.watermark_at >= key.at + NO_REACTION
-            if other == key.sender or not (stays and silent and by_to_device and due) or (key.sender, other) in told:
+    for sent in case.call.room_keys:
+        if sent.stint is not None and not sent.after_leave:
+            room_mode[sent.sender].append(sent)
+    for other, stints in case.call.span.devices().items():
+        if other not in to_device and not generations.get(other, "").startswith("D"):
+            continue
+        own = room_mode.get(other)
+        for sender, keys in room_mode.items():
+            seen = [found for stint in stints if (found := first_stayed_after(stint, keys)) is not None]
+            key = min(seen, key=lambda found: found.at, default=None)
+            if sender == other or key is None:
                 continue
-            told.add((key.sender, other))
-            yield _split(case, "transport_split", key.at + NO_REACTION, key.sender, other, [key.observation.identity])
+            reacted_by = key.at + NO_REACTION
+            silent = own is None or own[0].at > reacted_by
+            if silent and case.watermark_at >= reacted_by:
+                yield _split(case, "transport_split", reacted_by, sender, other, [key.observation.identity])
     dialects: list[tuple[str, DeviceStint]] = [
         (body.dialect, stint) for stint in case.call.span.stints for body in stint.memberships[:1] if body.dialect
     ]

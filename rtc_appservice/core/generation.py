@@ -7,10 +7,11 @@ R1 34.6-37.3 (and later ones with the to-device option unset, up to 39.0), S1 37
 S3 37.12-39.0, D1 39.1-41.0, D2 41.1 on.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from rtc_appservice.core.attribution import CallTraffic, Device
+from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
 from rtc_appservice.core.fallback import Occurrence
 from rtc_appservice.core.model import FallbackCause, Membership
 from rtc_appservice.core.stints import DeviceStint
@@ -69,7 +70,7 @@ def _marks(
     for stint in stints:
         for body in stint.memberships:
             yield from _membership_marks(body)
-    keys = [key for key in call.room_keys if key.sender == device]
+    keys = call.keys_of.get(device, [])
     for key in keys:
         if not key.keys:
             continue
@@ -78,7 +79,7 @@ def _marks(
             yield "several_keys"
         if key.has_sent_ts is not None:
             yield "sent_ts" if key.has_sent_ts else "no_sent_ts"
-    deliveries = [d for d in call.deliveries if d.stint.device == device]
+    deliveries = call.deliveries_of.get(device, [])
     for delivery in deliveries:
         yield "to_device"
         if delivery.variant is not None:
@@ -90,7 +91,7 @@ def _marks(
         yield "switched"
     if any(occurrence.fallback.cause is FallbackCause.ROOM_ONLY_CLIENT for occurrence in own):
         yield "room_only"
-    if deliveries and not keys and _ignores(device, stints, call):
+    if deliveries and not keys and _ignores(stints, call):
         yield "ignores_room_keys"
 
 
@@ -110,10 +111,13 @@ def _membership_marks(body: Membership) -> Iterator[str]:
         yield f"sticky_{body.dialect}"
 
 
-def _ignores(device: Device, stints: Sequence[DeviceStint], call: CallTraffic) -> bool:
+def _ignores(stints: Sequence[DeviceStint], call: CallTraffic) -> bool:
     """A foreign room key came while it was live, and it stayed on without sending one itself."""
-    return any(
-        key.sender != device and stint.is_live(key.at) and stint.is_live(key.at + NO_REACTION)
-        for key in call.room_keys
-        for stint in stints
-    )
+    return any(first_stayed_after(stint, call.room_keys) is not None for stint in stints)
+
+
+def first_stayed_after(stint: DeviceStint, keys: Sequence[RoomKeySeen]) -> RoomKeySeen | None:
+    """Give the first of some room keys in order at which a stint was live, and was still when it had had to react."""
+    position = bisect_left(keys, stint.joined_at, key=lambda key: key.at)
+    key = keys[position] if position < len(keys) else None
+    return key if key is not None and stint.is_live(key.at + NO_REACTION) else None

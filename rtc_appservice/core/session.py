@@ -6,6 +6,7 @@ watermark. What is stored of this is a cache.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -230,26 +231,28 @@ def _participants(call: CallTraffic, fallbacks: Sequence[Occurrence]) -> tuple[P
 def _rotations(call: CallTraffic, *, readable: bool) -> list[findings.Rotation]:
     """For each leave and each sender in room mode that stays: when its next new key came."""
     found = []
-    new_keys = [key for key in call.room_keys if key.stint is not None and not key.resend]
+    new_keys: dict[int, list[datetime]] = {}
+    for key in call.room_keys:
+        if key.stint is not None and not key.resend:
+            new_keys.setdefault(id(key.stint), []).append(key.at)
     for left in call.span.stints:
         if left.left_at is None or left.sealed:
             continue
-        for stint in call.span.stints:
-            own = [key for key in new_keys if key.stint is stint]
-            stays = stint is not left and stint.is_live(left.left_at)
-            if not stays or not any(key.at < left.left_at for key in own):
+        staying = [stint for stint in call.span.stints if not stint.sealed and stint.is_live(left.left_at)]
+        for stint in staying:
+            own = new_keys.get(id(stint))
+            if own is None or own[0] >= left.left_at:
                 continue  # not in room mode: its silence in the timeline means nothing
-            alone = not any(o is not stint and not o.sealed and o.is_live(left.left_at) for o in call.span.stints)
-            if alone:
+            if len(staying) == 1:
                 continue  # nobody is left to hand a key to
-            after = [key.at for key in own if key.at >= left.left_at]
+            position = bisect_left(own, left.left_at)
             gone_soon = stint.left_at is not None and stint.left_at <= left.left_at + timedelta(seconds=60)
             found.append(
                 findings.Rotation(
                     device=stint.device,
                     left_at=left.left_at,
                     because_of=left.opened_by.identity,
-                    rotated_at=min(after, default=None),
+                    rotated_at=own[position] if position < len(own) else None,
                     covered=readable and not gone_soon,
                 )
             )

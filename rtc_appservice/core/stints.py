@@ -5,6 +5,7 @@ A stint is one device's continuous membership; a call span is the maximal time w
 membership in a slot. Both follow from the observations alone, in the order (event time, event id).
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -90,6 +91,26 @@ class CallSpan:
             if not stint.sealed:
                 found.setdefault(stint.device, []).append(stint)
         return found
+
+
+class SpanTimes:
+    """When the stints of a call began, ended and were refreshed, sorted, to be asked at any moment."""
+
+    def __init__(self, stints: Iterable[DeviceStint]) -> None:
+        """Take the stints of a call, sealed ones too."""
+        stints = list(stints)
+        self._joined = sorted(stint.joined_at for stint in stints)
+        self._left = sorted(stint.left_at for stint in stints if stint.left_at is not None)
+        refreshed = (stint.refreshed_at for stint in stints if stint.refreshed_at is not None)
+        self._moments = sorted((*self._joined, *self._left, *refreshed))
+
+    def live(self, at: datetime) -> int:
+        """Count the stints live at a moment."""
+        return bisect_right(self._joined, at) - bisect_right(self._left, at)
+
+    def moments(self, since: datetime, until: datetime) -> int:
+        """Count the joins, leaves and refreshes within a time, both ends included."""
+        return bisect_right(self._moments, until) - bisect_left(self._moments, since)
 
 
 def in_order(observations: Iterable[Observation]) -> list[Observation]:
