@@ -75,7 +75,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         gc.collect()
         gc.freeze()
         _log.info("serving", extra=_description(config, registration))
-        await _run_until(
+        await run_until(
             stop,
             intake.run_heartbeat(stop),
             run_projector(pool, projector, stop),
@@ -172,7 +172,7 @@ async def _homeserver_listener(
         await server.stop()
 
 
-async def _run_until(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
+async def run_until(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
     """Run the parts until `stop` is set and each has ended; one that fails ends all, and is raised."""
 
     async def guarded(part: Awaitable[None]) -> None:

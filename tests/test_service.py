@@ -17,6 +17,8 @@ import yaml
 from rtc_appservice import registration
 from rtc_appservice.core.model import GapReason, Report
 from rtc_appservice.demo.synapse import free_port
+from rtc_appservice.errors import ServiceFailed
+from rtc_appservice.service import run_until
 from rtc_appservice.store.pool import Pool
 from rtc_appservice.view.stored import read_report
 
@@ -166,3 +168,21 @@ async def test_without_a_database_url_it_brings_its_own(tmp_path: Path) -> None:
     assert running
     assert str(tmp_path / "postgresql") in [line.get("folder") for line in logged]
     assert not (tmp_path / "postgresql" / "postmaster.pid").exists()
+
+
+async def test_a_part_that_fails_ends_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    """The others end too, the process fails, and the log names the error but not its text, which may quote a row."""
+    stop = asyncio.Event()
+
+    async def waits() -> None:
+        await stop.wait()
+
+    async def fails() -> None:
+        raise ValueError("Failing row contains (hunter2)")
+
+    with pytest.raises(ServiceFailed):
+        await asyncio.wait_for(run_until(stop, waits(), fails()), START_SECONDS)
+
+    (record,) = caplog.records
+    assert "ValueError" == record.__dict__["error"]
+    assert "hunter2" not in str(record.__dict__)
