@@ -145,6 +145,16 @@ class Posthog(Section):
         examples=["https://eu.i.posthog.com"],
         description="Where to send; needed with a key.",
     )
+    sample_rate: float = Field(
+        1.0, ge=0, le=1, description="Share of the calls whose `RtcKeyDistributed` events are sent."
+    )
+    pseudonym_rotation_days: int | None = Field(
+        None,
+        ge=1,
+        le=3650,
+        examples=[28],
+        description="Days after which rooms, users and devices get new pseudonyms; without it, never.",
+    )
 
     only_one = check("api_key_file")(_only_one)
 

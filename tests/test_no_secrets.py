@@ -28,7 +28,7 @@ from msgspec import Struct
 from rtc_appservice.core.model import ServerName
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.demo.posthog_standin import PostHogStandIn
-from rtc_appservice.export.events import event_maker
+from rtc_appservice.export.events import Terms, event_maker
 from rtc_appservice.export.posthog import Sender, poster
 from rtc_appservice.export.prometheus import Metrics
 from rtc_appservice.intake.server import Credentials, IntakeServer
@@ -338,7 +338,7 @@ class Service:
             homeserver=HOMESERVER,
             homeserver_id=stream.homeserver_id,
             envelopes=True,
-            events=event_maker(SECRET, "0"),
+            events=event_maker(Terms(secret=SECRET, app_version="0")),
         )
         while await project_once(self.pool, projector, self.clock.now):
             pass

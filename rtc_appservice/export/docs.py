@@ -25,6 +25,18 @@ means unique calls and funnels work per call. Rooms, users and devices appear as
 id, no address and nothing of a media key leaves the deployment. Events are sent at least once, always with
 the same `uuid`, `timestamp` and `distinct_id`: count with `uniq(uuid)` where a count must be exact.
 
+With `posthog.pseudonym_rotation_days` the pseudonyms of rooms, users and devices hold for that many days, counted
+from 1970-01-01 UTC, and are another's after it. A call belongs to the period it started in, with all its events.
+With `posthog.sample_rate` below 1 the `RtcKeyDistributed` events of that share of the calls are sent, all of a call
+or none; which calls is decided by a keyed hash of the call, the same on every replica. No other event is sampled.
+
+Findings are exported once nothing still due can change them. Beyond 1,000 findings in one call the rest are counted
+in one finding and are not sent one by one. A value that its description here does not allow is not sent: the event
+is dropped and logged by name, and nothing else is lost. An `RtcKeyUndecryptable` event is not sent yet: only a device
+of the service's own that takes part in encrypted rooms could know.
+
+`rtc-appservice posthog push` puts two dashboards for these events into a PostHog project.
+
 Element Call's own `roomEventEncryptionKeys…` properties count to-device keys with current clients, in spite of
 their name; they say nothing about fallbacks.
 """

@@ -1,8 +1,12 @@
 """Stage 6: what a projected call becomes in PostHog. Pure: the same call and findings give the same rows, always."""
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
+
+from msgspec import Struct, ValidationError
 
 from rtc_appservice.core.model import (
     BLOCKING_CAUSES,
@@ -12,24 +16,46 @@ from rtc_appservice.core.model import (
     Finding,
     FindingKind,
     KeyDistribution,
-    Outcome,
     UserId,
 )
 from rtc_appservice.core.rollup import fallback_of
 from rtc_appservice.export import properties as p
-from rtc_appservice.export.pseudonym import Pseudonyms
+from rtc_appservice.export.pseudonym import Pseudonyms, period
 from rtc_appservice.store.outbox import OutboxRow
 from rtc_appservice.store.standing import Standing
+
+_log = logging.getLogger("rtc_appservice.export")
 
 #: What the projector calls with a call, the findings that settled with this projection, and whether the call is new.
 EventMaker = Callable[[CallSession, Sequence[Finding], bool], Sequence[OutboxRow]]
 
+#: Called with the name of an event that does not fit its description, and where it does not; never with the value.
+Dropped = Callable[[str, str], None]
 
-def event_maker(secret: bytes, app_version: str) -> EventMaker:
-    """Take the deployment secret and version; give the function the projector writes outbox rows with."""
+
+class Terms(Struct, frozen=True, kw_only=True):
+    """On what terms facts become events."""
+
+    secret: bytes
+    app_version: str
+    sample_rate: float = 1.0  #: share of the calls whose `RtcKeyDistributed` are sent
+    pseudonym_rotation_days: int | None = None  #: None: pseudonyms of rooms, users and devices hold for ever
+
+
+def event_maker(terms: Terms, observe_drop: Callable[[str], None] = lambda event: None) -> EventMaker:
+    """
+    Take the terms; give the function the projector writes outbox rows with.
+
+    Args:
+        observe_drop: called with the name of an event that was dropped because it did not fit its description.
+    """
+
+    def dropped(event: str, where: str) -> None:
+        _log.error("an event does not fit its description and is not sent", extra={"event_name": event, "at": where})
+        observe_drop(event)
 
     def make(session: CallSession, newly_settled: Sequence[Finding], first_time: bool) -> Sequence[OutboxRow]:
-        return outbox_rows(session, newly_settled, first_time=first_time, secret=secret, app_version=app_version)
+        return outbox_rows(session, newly_settled, first_time=first_time, terms=terms, dropped=dropped)
 
     return make
 
@@ -39,34 +65,48 @@ def outbox_rows(
     newly_settled: Sequence[Finding],
     *,
     first_time: bool,
-    secret: bytes,
-    app_version: str,
+    terms: Terms,
+    dropped: Dropped = lambda event, where: None,
 ) -> list[OutboxRow]:
     """
     Take a projected call and the findings that settled with this projection; give the rows to send.
 
     A call passed as settled gives its `RtcCallEnded` and `RtcKeyDistributed` rows: the projector passes it so once.
+    A value that no description allows costs its own row only: the call, its findings and its other rows stay.
     """
-    call = _Call(session, Pseudonyms(secret), app_version)
-    rows = []
+    call = _Call(session, terms)
+    wanted: list[tuple[type[p.Common], Callable[[], OutboxRow]]] = []
     if first_time:
-        rows.append(call.started())
+        wanted.append((p.RtcCallStarted, call.started))
     for finding in newly_settled:
         match finding.kind:
             case FindingKind.FALLBACK | FindingKind.STRAY_KEY:
-                rows.append(call.fallback(finding))
+                wanted.append((p.RtcKeyFallback, partial(call.fallback, finding)))
             case FindingKind.KEY_NOT_RECEIVED:
-                rows.append(call.key_not_received(finding))
+                wanted.append((p.RtcKeyNotReceived, partial(call.key_not_received, finding)))
             case FindingKind.SPLIT_CALL:
-                rows.append(call.split_call(finding))
+                wanted.append((p.RtcSplitCall, partial(call.split_call, finding)))
     if session.report.settled:
-        rows.extend(call.distributed(distribution) for distribution in session.distributions)
-        rows.append(call.ended())
+        if call.pseudonyms.share(session.report.call_id) < terms.sample_rate:
+            wanted += [(p.RtcKeyDistributed, partial(call.distributed, each)) for each in session.distributions]
+        wanted.append((p.RtcCallEnded, call.ended))
+    rows = []
+    for event, make in wanted:
+        try:
+            rows.append(make())
+        except (ValueError, LookupError, TypeError) as error:  # what msgspec raises is a ValueError
+            dropped(event.__name__, _where(error))
     return rows
 
 
+def _where(error: Exception) -> str:
+    """Give the place of a misfit, or the class of the error: never its text, which may quote the value."""
+    _, found, path = str(error).rpartition(" - at ")
+    return path if found and isinstance(error, ValidationError) else type(error).__name__
+
+
 def auditor_rows(
-    standing: Standing, *, secret: bytes, app_version: str, process: str, started_at: datetime, now: datetime
+    standing: Standing, *, terms: Terms, process: str, started_at: datetime, now: datetime
 ) -> list[OutboxRow]:
     """
     Take how everything stands; give one `RtcAuditorReport` for each homeserver.
@@ -74,7 +114,7 @@ def auditor_rows(
     Args:
         process: told apart from every other process and start; with the hour it makes the uuid.
     """
-    pseudonyms = Pseudonyms(secret)
+    pseudonyms = Pseudonyms(terms.secret)
     hour = now.replace(minute=0, second=0, microsecond=0)
     waiting = standing.outbox
     oldest = 0.0 if waiting.oldest_at is None else max(0.0, (now - waiting.oldest_at).total_seconds())
@@ -82,7 +122,7 @@ def auditor_rows(
     for each in standing.homeservers:
         event = p.RtcAuditorReport(
             homeserver=each.homeserver,
-            app_version=app_version,
+            app_version=terms.app_version,
             calls_active=sum(each.calls_active.values()),
             rooms_watched=each.rooms_watched,
             outbox_pending=waiting.pending,
@@ -106,15 +146,16 @@ def auditor_rows(
 class _Call:
     """One call on its way to PostHog: what all its events share."""
 
-    def __init__(self, session: CallSession, pseudonyms: Pseudonyms, app_version: str) -> None:
+    def __init__(self, session: CallSession, terms: Terms) -> None:
         report = session.report
         self.session = session
         self.report = report
-        self.pseudonyms = pseudonyms
+        self.terms = terms
+        self.pseudonyms = Pseudonyms(terms.secret, period(report.started_at, terms.pseudonym_rotation_days))
         self.shared: dict[str, Any] = {
             "homeserver": report.homeserver,
-            "app_version": app_version,
-            "room": pseudonyms.room(report.room_id),
+            "app_version": terms.app_version,
+            "room": self.pseudonyms.room(report.room_id),
             "is_federated": any(_server(q.user_id) != report.homeserver for q in report.participants),
             "is_encrypted_room": report.encrypted_room,
             "membership_mode": report.membership_mode,
@@ -163,6 +204,7 @@ class _Call:
             recipients=distribution.recipients,
             is_resend=distribution.resend,
             is_after_leave=distribution.after_leave,
+            sample_rate=self.terms.sample_rate,
             evidence=distribution.evidence,
         )
         return self._row(event, distribution.at, distribution.distribution_id)
@@ -189,7 +231,8 @@ class _Call:
     def key_not_received(self, finding: Finding) -> OutboxRow:
         event = p.RtcKeyNotReceived(
             **self.shared,
-            outcome=Outcome(finding.details["outcome"]),
+            outcome=finding.details["outcome"],
+            covered_by=finding.details.get("covered_by"),
             device=self._device(finding.subject),
             recipient=self._named(finding, "recipient"),
             moment=finding.details.get("moment"),

@@ -20,7 +20,7 @@ from uuid import uuid4
 from msgspec import Struct
 
 from rtc_appservice.errors import StoreUnavailable
-from rtc_appservice.export.events import auditor_rows
+from rtc_appservice.export.events import Terms, auditor_rows
 from rtc_appservice.store import outbox
 from rtc_appservice.store.outbox import OutboxRow
 from rtc_appservice.store.pool import Pool, store_errors
@@ -226,11 +226,10 @@ class Sender:
 class AuditorReports:
     """Puts an `RtcAuditorReport` into the outbox at the start and then with every new hour."""
 
-    def __init__(self, pool: Pool, *, secret: bytes, app_version: str, now: datetime) -> None:
-        """Take the pool, what events need, and when this process started."""
+    def __init__(self, pool: Pool, *, terms: Terms, now: datetime) -> None:
+        """Take the pool, the terms of events, and when this process started."""
         self._pool = pool
-        self._secret = secret
-        self._app_version = app_version
+        self._terms = terms
         self._process = uuid4().hex
         self._started_at = now
         self._due_at = now
@@ -244,8 +243,7 @@ class AuditorReports:
                 standing = await load_standing(conn, now - GAPS_SINCE)
                 rows = auditor_rows(
                     standing,
-                    secret=self._secret,
-                    app_version=self._app_version,
+                    terms=self._terms,
                     process=self._process,
                     started_at=self._started_at,
                     now=now,
@@ -260,8 +258,7 @@ async def run_posthog(
     *,
     api_key: str | None,
     host: str | None,
-    secret: bytes,
-    app_version: str,
+    terms: Terms,
     observe: Observe = lambda answer, delivered, dead: None,
 ) -> None:
     """
@@ -272,7 +269,7 @@ async def run_posthog(
     if api_key is None or host is None:
         return
     sender = Sender(pool, poster(api_key, host), observe=observe)
-    reports = AuditorReports(pool, secret=secret, app_version=app_version, now=datetime.now(UTC))
+    reports = AuditorReports(pool, terms=terms, now=datetime.now(UTC))
     while not stop.is_set():
         try:
             await reports.put_due(datetime.now(UTC))

@@ -17,7 +17,6 @@ from rtc_appservice.core.model import (
     FallbackCause,
     KeyTransport,
     MembershipMode,
-    Outcome,
     Severity,
     Verdict,
 )
@@ -106,7 +105,11 @@ class RtcCallEnded(OfCall, frozen=True, kw_only=True):
 
 
 class RtcKeyDistributed(OfCall, frozen=True, kw_only=True):
-    """One device handed out a media key once, by one key transport. Sent when the call has settled."""
+    """
+    One device handed out a media key once, by one key transport. Sent when the call has settled.
+
+    Sampled by whole calls: of a call, all are sent or none. Weight each by 1 / `sampleRate`.
+    """
 
     key_transport: Annotated[KeyTransport, _text("The way the media key travelled.")]
     device: Annotated[_Pseudonym | None, _text("Pseudonym of the sending device; null if not known.")]
@@ -114,6 +117,7 @@ class RtcKeyDistributed(OfCall, frozen=True, kw_only=True):
     recipients: Annotated[int, _count("To-device: deliveries seen. Room event: other participants present.")]
     is_resend: Annotated[bool, _text("The same media key was handed out before.")]
     is_after_leave: Annotated[bool, _text("The device had left the call.")]
+    sample_rate: Annotated[float, Meta(gt=0, le=1, description="Share of the calls whose distributions are sent.")]
     evidence: _EvidenceGrade
 
 
@@ -138,13 +142,21 @@ class RtcKeyFallback(OfCall, frozen=True, kw_only=True):
 
 
 class RtcKeyNotReceived(OfCall, frozen=True, kw_only=True):
-    """A media key owed by to-device did not come by to-device. Sent once per obligation."""
+    """
+    A media key owed by to-device did not come by to-device. Sent exactly once per obligation that ended so.
 
-    outcome: Annotated[Outcome, _text("`recovered_by_room_event` or `missing`.")]
+    An obligation is one device owing one other device a media key, because somebody joined or left.
+    """
+
+    outcome: Annotated[Literal["recovered_by_room_event", "missing"], _text("How the obligation ended.")]
+    covered_by: Annotated[Literal["room_event"] | None, _text("What brought it instead; null if nothing did.")]
     device: Annotated[_Pseudonym | None, _text("Pseudonym of the device that owed the media key; null if not known.")]
     recipient: Annotated[_Pseudonym | None, _text("Pseudonym of the device it was owed to; null if not known.")]
     moment: Annotated[Literal["join", "leave"] | None, _text("What made the media key due; null if not known.")]
-    waited_seconds: Annotated[float | None, _text("Until the room event brought it; null if nothing did.")]
+    waited_seconds: Annotated[
+        float | None,
+        _text("From when it was owed until what covered it came; below 0 if that overtook the join; null if nothing."),
+    ]
     severity: Annotated[Severity, _text("How urgent this is.")]
     evidence: _EvidenceGrade
 

@@ -11,18 +11,19 @@ import msgspec
 import pytest
 
 from rtc_appservice.core.audit import audit
-from rtc_appservice.core.model import CallSession, ServerName
+from rtc_appservice.core.model import CallId, CallSession, FindingKind, ServerName
 from rtc_appservice.export import docs
-from rtc_appservice.export.events import auditor_rows, event_maker, outbox_rows
+from rtc_appservice.export.events import Terms, auditor_rows, event_maker, outbox_rows
 from rtc_appservice.export.properties import EVENTS, RtcCallStarted, checked
-from rtc_appservice.export.pseudonym import DIGITS, Pseudonyms
+from rtc_appservice.export.pseudonym import DIGITS, Pseudonyms, period
 from rtc_appservice.recording import read_recordings
 from rtc_appservice.store.outbox import OutboxRow, Pending
 from rtc_appservice.store.standing import HomeserverStanding, Standing
 
-from .projected_call import IDENTIFIERS, START, at, make_call
+from .projected_call import BOB, IDENTIFIERS, START, at, finding, make_call
 
 SECRET = b"a deployment secret"
+TERMS = Terms(secret=SECRET, app_version="1.2.3")
 
 
 def every_row() -> list[OutboxRow]:
@@ -32,10 +33,8 @@ def every_row() -> list[OutboxRow]:
         homeservers=(HomeserverStanding(homeserver=ServerName("example.org"), calls_active={"mixed": 2}, gaps=1),),
         outbox=Pending(pending=3, dead=0, oldest_at=START),
     )
-    reports = auditor_rows(
-        standing, secret=SECRET, app_version="1.2.3", process="p", started_at=START, now=START + timedelta(minutes=1)
-    )
-    rows = outbox_rows(call, call.report.findings, first_time=True, secret=SECRET, app_version="1.2.3")
+    reports = auditor_rows(standing, terms=TERMS, process="p", started_at=START, now=START + timedelta(minutes=1))
+    rows = outbox_rows(call, call.report.findings, first_time=True, terms=TERMS)
     return [*rows, *reports]
 
 
@@ -60,7 +59,7 @@ def test_which_rows() -> None:
 
 def test_a_call_that_goes_on() -> None:
     """Before it settles a call tells of its start, once, and of findings as they settle."""
-    make = event_maker(SECRET, "1.2.3")
+    make = event_maker(TERMS)
     call = make_call(settled=False)
 
     assert [row.event for row in make(call, (), True)] == ["RtcCallStarted"]
@@ -85,6 +84,7 @@ def test_every_event_is_valid_and_has_a_closed_schema() -> None:
             assert described["description"]
 
 
+KEY = FindingKind.KEY_NOT_RECEIVED
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
 
 
@@ -97,9 +97,11 @@ def test_genuine_calls_give_valid_events(recording: Path) -> None:
         session = CallSession(
             report=msgspec.structs.replace(call, settled=True), distributions=(), stints=(), to_device_seen=()
         )
-        rows = outbox_rows(session, call.findings, first_time=True, secret=SECRET, app_version="1")
+        rows = outbox_rows(session, call.findings, first_time=True, terms=TERMS)
         for row in rows:
             jsonschema.Draft202012Validator(schema(row.event)).validate(row.properties)
+        unmet = call.obligations.recovered_by_room_event + call.obligations.missing
+        assert unmet == sum(row.event == "RtcKeyNotReceived" for row in rows)
         users = {participant.user_id for participant in call.participants}
         sent = msgspec.json.encode(rows).decode()
         assert not [name for name in (*users, call.room_id, call.call_id) if name in sent]
@@ -195,6 +197,108 @@ def test_pseudonyms_have_spaces_of_their_own() -> None:
     assert one.device("a", "bc") != one.device("ab", "c")
     assert one.room("x") == Pseudonyms(b"one").room("x") != other.room("x")
     assert one.uuid("E", "k") != other.uuid("E", "k")
+
+
+def test_an_unmet_obligation_says_what_covered_it() -> None:
+    """What the room event brought names it and how long it took; what nothing brought names neither."""
+    details = {"recipient": {"user_id": "@a:b", "device_id": "A"}, "moment": "leave"}
+    covered = finding(
+        1, KEY, BOB, 3, outcome="recovered_by_room_event", covered_by="room_event", waited_seconds=1.5, **details
+    )
+    missing = finding(2, KEY, BOB, 4, outcome="missing", covered_by=None, waited_seconds=None, **details)
+
+    rows = outbox_rows(make_call(settled=False), [covered, missing], first_time=False, terms=TERMS)
+
+    shown = [tuple(row.properties[name] for name in ("outcome", "coveredBy", "waitedSeconds")) for row in rows]
+    assert shown == [("recovered_by_room_event", "room_event", 1.5), ("missing", None, None)]
+    assert len({row.uuid for row in rows}) == 2
+
+
+def test_pseudonyms_rotate() -> None:
+    """A new period, counted from a fixed day, gives rooms, users and devices new pseudonyms; a call keeps its own."""
+    assert period(START, None) == ""
+    assert period(START, 1) == "2026-11-23"
+    assert period(START, 28) == period(START + timedelta(days=2), 28) != period(START + timedelta(days=28), 28)
+
+    plain, one, next_one = Pseudonyms(SECRET), Pseudonyms(SECRET, "2026-11-09"), Pseudonyms(SECRET, "2026-12-07")
+    every = (plain, one, next_one)
+    assert len({each.room("x") for each in every}) == 3
+    assert len({each.user("x") for each in every}) == 3
+    assert len({each.device("x", "y") for each in every}) == 3
+    assert plain.call("x") == one.call("x") == next_one.call("x")
+    assert plain.uuid("E", "k") == one.uuid("E", "k") == next_one.uuid("E", "k")
+
+
+def test_a_call_stays_in_the_period_of_its_start() -> None:
+    """A call across midnight shows one pseudonym of its room, whenever its events are made."""
+    call = make_call()
+    start = START.replace(hour=23, minute=59)
+    late = msgspec.structs.replace(
+        call, report=msgspec.structs.replace(call.report, started_at=start, ended_at=start + timedelta(hours=2))
+    )
+    daily = msgspec.structs.replace(TERMS, pseudonym_rotation_days=1)
+
+    def rooms(session: CallSession, terms: Terms) -> set[str]:
+        rows = outbox_rows(session, session.report.findings, first_time=True, terms=terms)
+        return {row.properties["room"] for row in rows}
+
+    assert len(rooms(late, daily)) == 1
+    assert rooms(late, daily) == rooms(call, daily) != rooms(call, TERMS)
+
+
+def test_sampling_takes_whole_calls() -> None:
+    """Of a call, all distributions are sent or none, the same each time; everything else is always sent."""
+    terms = msgspec.structs.replace(TERMS, sample_rate=0.25)
+    kept = 0
+    for number in range(400):
+        call = make_call()
+        call = msgspec.structs.replace(call, report=msgspec.structs.replace(call.report, call_id=CallId(f"c{number}")))
+        rows = outbox_rows(call, call.report.findings, first_time=True, terms=terms)
+        names = Counter(row.event for row in rows)
+        assert names.pop("RtcKeyDistributed", 0) in (0, 3)
+        assert sum(names.values()) == 6
+        assert {row.properties["sampleRate"] for row in rows if row.event == "RtcKeyDistributed"} <= {0.25}
+        assert rows == outbox_rows(call, call.report.findings, first_time=True, terms=terms)
+        kept += len(rows) > 6
+
+    assert 70 <= kept <= 130
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.0, 0), (1.0, 3)])
+def test_sampling_all_or_nothing(rate: float, expected: int) -> None:
+    """0 sends no distribution at all, 1 all of them."""
+    rows = outbox_rows(make_call(), (), first_time=True, terms=msgspec.structs.replace(TERMS, sample_rate=rate))
+
+    assert Counter(row.event for row in rows)["RtcKeyDistributed"] == expected
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"outcome": "@alice:example.org"},
+        {"outcome": ["missing"]},
+        {},
+        {"outcome": "missing", "recipient": "@alice:example.org"},
+        {"outcome": "missing", "recipient": {"user_id": "@alice:example.org"}},
+        {"outcome": "missing", "recipient": {"user_id": "\ud800", "device_id": ""}},
+        {"outcome": "missing", "waited_seconds": "@alice:example.org"},
+    ],
+    ids=str,
+)
+def test_a_misfit_costs_its_own_row_only(details: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A value no description allows drops one event, counted and logged without the value; all else is sent."""
+    call = make_call()
+    findings = [finding(9, KEY, BOB, 3, **details), *call.report.findings]
+    dropped: list[str] = []
+
+    rows = event_maker(TERMS, dropped.append)(call, findings, True)
+
+    assert rows == outbox_rows(call, call.report.findings, first_time=True, terms=TERMS)
+    assert dropped == ["RtcKeyNotReceived"]
+    assert [(record.levelname, record.__dict__["event_name"]) for record in caplog.records] == [
+        ("ERROR", "RtcKeyNotReceived")
+    ]
+    assert "alice" not in str(caplog.records[0].__dict__)
 
 
 def test_generated_files_are_up_to_date() -> None:

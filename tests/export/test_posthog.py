@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from rtc_appservice.demo.posthog_standin import PostHogStandIn
+from rtc_appservice.export.events import Terms
 from rtc_appservice.export.posthog import (
     AUTH_PAUSE_SECONDS,
     BACKOFF_LIMIT_SECONDS,
@@ -29,6 +30,7 @@ from rtc_appservice.store import outbox
 from rtc_appservice.store.outbox import OutboxRow, Pending
 from rtc_appservice.store.pool import Pool
 
+TERMS = Terms(secret=b"s" * 16, app_version="1")
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
@@ -257,9 +259,7 @@ async def test_run_sends_until_stopped(pool: Pool, standin: PostHogStandIn) -> N
         await outbox.put(conn, [row(1)], NOW - timedelta(days=365))
     stop = asyncio.Event()
 
-    task = asyncio.create_task(
-        run_posthog(pool, stop, api_key="phc_test", host=standin.address, secret=b"s" * 16, app_version="1")
-    )
+    task = asyncio.create_task(run_posthog(pool, stop, api_key="phc_test", host=standin.address, terms=TERMS))
     async with asyncio.timeout(20):
         await standin.received(1)
     stop.set()
@@ -280,7 +280,7 @@ from rtc_appservice.export.posthog import run_posthog, poster
 key = sys.argv[1] or None
 async def main():
     sys.addaudithook(hook)
-    await run_posthog(None, asyncio.Event(), api_key=None, host="http://127.0.0.1:9", secret=b"", app_version="")
+    await run_posthog(None, asyncio.Event(), api_key=None, host="http://127.0.0.1:9", terms=None)
     if key:
         await asyncio.to_thread(poster(key, "http://127.0.0.1:9"), [])
 asyncio.run(main())

@@ -23,7 +23,7 @@ from rtc_appservice.core.model import (
 )
 from rtc_appservice.core.rollup import TOTALS, increments
 from rtc_appservice.core.wire import Intake
-from rtc_appservice.export.events import outbox_rows
+from rtc_appservice.export.events import Terms, outbox_rows
 from rtc_appservice.export.posthog import Answer
 from rtc_appservice.export.prometheus import DESCRIPTIONS, Metrics
 from rtc_appservice.export.pseudonym import Pseudonyms
@@ -138,7 +138,9 @@ async def test_outbox_and_calls(pool: Pool, listener: Scraped) -> None:
     long_ago = datetime.now(UTC) - timedelta(seconds=100)
     rows = [
         msgspec.structs.replace(row, timestamp=long_ago)
-        for row in outbox_rows(call, call.report.findings, first_time=True, secret=b"secret", app_version="1")
+        for row in outbox_rows(
+            call, call.report.findings, first_time=True, terms=Terms(secret=b"secret", app_version="1")
+        )
     ]
     async with pool.acquire() as conn:
         stream = await open_stream(conn, ServerName("example.org"))
@@ -329,7 +331,7 @@ async def test_settled_calls_are_exemplars(listener: Scraped) -> None:
         ),
     )
     going_on = msgspec.structs.replace(counted, report=msgspec.structs.replace(counted.report, settled=False))
-    rows = outbox_rows(call, (), first_time=True, secret=b"secret", app_version="1")
+    rows = outbox_rows(call, (), first_time=True, terms=Terms(secret=b"secret", app_version="1"))
     make = listener.metrics.counting(lambda *_: rows, b"secret")
 
     assert [rows] * 3 == [make(each, (), False) for each in (going_on, counted, counted)]
