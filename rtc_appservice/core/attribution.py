@@ -35,8 +35,11 @@ _K = TypeVar("_K")
 #: Old clients often send the key before the membership.
 KEY_BEFORE_STINT = timedelta(seconds=10)
 #: RTCEncryptionManager makes its first key once it sees its own membership, so its keys hardly precede it; and it is
-#: the one that goes on sending after leaving. A key of a device that has left is the next stint's only this near to it.
-KEY_BEFORE_REJOIN = timedelta(seconds=1)
+#: the one that goes on sending after leaving. A key of a device that has left is the next stint's only this near to it:
+#: key and membership of a joiner leave together (recorded 1 to 15 ms apart).
+KEY_BEFORE_REJOIN = timedelta(milliseconds=250)
+#: A joiner's first keys follow its join within this.
+FIRST_KEY_AFTER_JOIN = timedelta(seconds=1)
 #: Keys leave soon after the join or leave that owes them; the slowest answer is the legacy manager's, 3 s and a retry.
 OWED_WITHIN = timedelta(seconds=10)
 #: Messages of one distribution leave together.
@@ -160,9 +163,12 @@ def _give(
         key.stint = found[1]
         calls[id(found[0])].room_keys.append(key)
         return
-    going_on = next((span for span in spans if span.slot_id == slot_id and span.is_live(key.at)), None)
+    in_slot = [span for span in spans if span.slot_id == slot_id]
+    going_on = next((span for span in in_slot if span.is_live(key.at)), None)
     if ended:
-        _, span, key.stint = max(ended, key=lambda entry: entry[0])
+        key.stint = max(ended, key=lambda entry: entry[0])[2]
+        over = [(span.ended_at, span) for span in in_slot if span.ended_at is not None and span.ended_at <= key.at]
+        span = going_on or max(over, key=lambda entry: entry[0])[1]
         key.after_leave = True
         calls[id(going_on or span)].room_keys.append(key)
     elif going_on is not None:
@@ -195,7 +201,9 @@ def _read_megolm(
     if not own:
         return
     device, (span, stint) = max(own, key=lambda found: (found[1][1].is_live(at), found[1][1].joined_at))
-    predictions = lengths.room_key_lengths(room_id, device[1])
+    # Memberships carry `expires` since js-sdk 36.0.
+    may_be_old = any(membership.expires_seconds is None for membership in stint.memberships)
+    predictions = lengths.room_key_lengths(room_id, device[1], with_history=may_be_old)
     if not any(body.length in fits for fits in predictions.values()):
         return  # whatever it is, it is no key event
     calls[id(span)].unreadable.append(observation)
@@ -320,9 +328,11 @@ class _SenderKeys:
                 self._by_key[key_id] = (user, max(left, key=lambda device: self._fit(own, device, times)))
 
     @staticmethod
-    def _fit(stints: list[DeviceStint], device: DeviceId, times: list[datetime]) -> int:
+    def _fit(stints: list[DeviceStint], device: DeviceId, times: list[datetime]) -> tuple[bool, int]:
+        """A device sends first right at its own join, if others are there; else the one present more often."""
         own = [stint for stint in stints if stint.device_id == device]
-        return sum(any(is_near(s.joined_at, s.left_at, at, ENVELOPE_SLACK) for s in own) for at in times)
+        at_join = any(stint.joined_at <= times[0] <= stint.joined_at + FIRST_KEY_AFTER_JOIN for stint in own)
+        return at_join, sum(any(is_near(s.joined_at, s.left_at, at, ENVELOPE_SLACK) for s in own) for at in times)
 
     def device_of(self, body: OlmEnvelope) -> Device | None:
         """Give the sending device if its user has a call device at all."""

@@ -15,8 +15,9 @@ from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
 from rtc_appservice.core.model import BLOCKING_CAUSES, DeviceRef, Evidence, Fallback, FallbackCause
 from rtc_appservice.core.stints import DeviceStint
 
-#: "With its own join".
-WITH_JOIN = timedelta(seconds=5)
+#: "With its own join": recorded room-only clients send at most 0.6 s from it, even alone; a legacy manager that began
+#: with to-device and switched is held back by its 3 s throttle.
+WITH_JOIN = timedelta(seconds=2)
 #: A client listens for room keys from its join on, a moment before its membership is on the wire.
 LISTENS_BEFORE_JOIN = timedelta(seconds=1)
 #: A device may have been seen to distribute by to-device this long ago.
@@ -110,7 +111,9 @@ def _cause(
     padded = _is_padded(keys)
     sends_to_device = any(d.at <= until for d in call.deliveries_of.get(first.sender, ()))
     if foreign is not None:
-        if sends_to_device or padded or _was_silent(call, stint, foreign):
+        # A room-only client sends with its own join, even alone: one that did not began with to-device.
+        was_silent = first.at > stint.joined_at + WITH_JOIN
+        if sends_to_device or padded or was_silent:
             return FallbackCause.FOLLOWED, ()
     elif context.beginning_seen:
         if _distributed_before(call, context, first):
@@ -151,17 +154,6 @@ def _is_padded(keys: Sequence[RoomKeySeen]) -> bool:
 def _is_old_form(keys: Sequence[RoomKeySeen]) -> bool:
     """Before js-sdk 34.6 there was no `sent_ts`, and `keys` held the whole history: no smart client ever wrote so."""
     return any(len(key.keys) > 1 or key.has_sent_ts is False for key in keys)
-
-
-def _was_silent(call: CallTraffic, stint: DeviceStint, foreign: RoomKeySeen) -> bool:
-    """It was present with others before the foreign key, longer than a room-only client waits, and sent none."""
-    for other in call.span.stints:
-        if other is stint or other.sealed or not other.overlaps(stint):
-            continue
-        together = max(other.joined_at, stint.joined_at)
-        if together + WITH_JOIN < foreign.at:
-            return True
-    return False
 
 
 def _distributed_before(call: CallTraffic, context: Context, first: RoomKeySeen) -> bool:

@@ -250,14 +250,15 @@ def _keys_in_clear(case: Case) -> Iterator[Finding]:
     """Keys readable by the server, and keys that stand in room history: one finding per sender and day, counted."""
     clear: dict[tuple[Device, str, str], list[Observation]] = defaultdict(list)
     history: dict[tuple[Device, str, str], list[Observation]] = defaultdict(list)
-    for observation in case.observations:
-        body, day = observation.body, observation.event_at.date().isoformat()
+    for key in case.call.room_keys:
+        day, body = key.at.date().isoformat(), key.observation.body
         if isinstance(body, RoomKey):
-            device = (body.sender, body.device_id)
-            history[(device, day, "room_event")].append(observation)
+            history[(key.sender, day, "room_event")].append(key.observation)
             if not body.encrypted:
-                clear[(device, day, "room_event")].append(observation)
-        elif isinstance(body, ToDeviceKey) and not body.encrypted:
+                clear[(key.sender, day, "room_event")].append(key.observation)
+    for observation in case.observations:
+        day, body = observation.event_at.date().isoformat(), observation.body
+        if isinstance(body, ToDeviceKey) and not body.encrypted:
             claimed = body.claimed_device_id or DeviceId("")
             clear[((body.sender, claimed), day, "to_device")].append(observation)
     for (device, day, key_transport), found in clear.items():
@@ -296,6 +297,8 @@ def _indexes(case: Case) -> Iterator[Finding]:
         if key.stint is not None:
             by_stint[id(key.stint)].append(key)
     for keys in by_stint.values():
+        # A legacy manager re-sends the key in use: it may have gone by to-device before.
+        sealed = keys[0].sender in case.call.deliveries_of
         index_of: dict[str, int] = {}
         highest = -1
         for key in keys:
@@ -306,7 +309,7 @@ def _indexes(case: Case) -> Iterator[Finding]:
                 known = index_of.get(mark.tag)
                 if known is not None and known != mark.index:
                     yield _key_finding(case, FindingKind.KEY_REUSED, key, mark.index, known, rests_on)
-                elif known is None and mark.index < highest and not _wraps(highest, mark.index):
+                elif known is None and not sealed and mark.index < highest and not _wraps(highest, mark.index):
                     yield _key_finding(case, FindingKind.INDEX_REGRESSED, key, mark.index, highest, rests_on)
                 index_of.setdefault(mark.tag, mark.index)
                 highest = mark.index if _wraps(highest, mark.index) else max(highest, mark.index)

@@ -15,6 +15,7 @@ exact; Megolm session shares within one AES block of their own prediction and th
 """
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -128,14 +129,22 @@ def to_device_lengths(
 
 
 @lru_cache(maxsize=65536)
-def room_key_lengths(room_id: RoomId, device_id: DeviceId) -> dict[str, frozenset[int]]:
-    """Predict the ciphertext lengths a room key event can have, by content variant (index of 1 to 3 digits)."""
+def room_key_lengths(room_id: RoomId, device_id: DeviceId, *, with_history: bool = False) -> dict[str, frozenset[int]]:
+    """
+    Predict the ciphertext lengths a room key event can have, by content variant.
+
+    `with_history`: the client may be so old (before js-sdk 34.6) that it repeats all keys of the session. For others
+    those lengths are left out, since many an ordinary event has one of them.
+    """
     predictions = {}
     for name, key, sent_ts in ROOM_VARIANTS:
         lengths = set()
-        for index in (0, 10, 100):
+        # js-sdk up to 34.5 repeats all keys of the session, whose indexes wrap at 16.
+        single: list[Sequence[int]] = [(0,), (10,), (100,)]
+        histories: list[Sequence[int]] = [range(count) for count in range(2, 17)]
+        for indexes in single + histories if with_history and name == "room_34" else single:
             content: dict[str, Any] = {
-                "keys": [{"index": index, "key": _MEDIA_KEY[key]}],
+                "keys": [{"index": index, "key": _MEDIA_KEY[key]} for index in indexes],
                 "device_id": device_id,
                 "call_id": "",
             }

@@ -138,6 +138,16 @@ class FindingKind(StrEnum):
     FLOOD = "flood"
 
 
+class DeviceTrust(StrEnum):
+    """How far the device that sealed a message is known to be its user's."""
+
+    CROSS_SIGNED = "cross_signed"  #: its user's cross-signing keys signed it, checked up to the master key
+    SIGNED_UNCHECKED = "signed_unchecked"  #: it carries such a signature, and the keys to check it were not at hand
+    UNSIGNED = "unsigned"  #: nobody signed it but itself: strict clients refuse its media keys
+    INVALID = "invalid"  #: the device keys it sent along are not its own
+    UNKNOWN = "unknown"  #: no device keys were at hand
+
+
 class GapReason(StrEnum):
     """Why something may not have been seen."""
 
@@ -190,6 +200,10 @@ class RoomKey(Struct, frozen=True, kw_only=True, tag="room_key", tag_field="kind
     event_type: str
     encrypted: bool = False
     claimed_sent_at: datetime | None = None
+    #: The device whose Olm key handed out the Megolm session, where its device keys prove it.
+    sender_device_id: DeviceId | None = None
+    trust: DeviceTrust | None = None
+    device_matches: bool | None = None  #: the claimed device is that one
 
 
 class OlmEnvelope(Struct, frozen=True, kw_only=True, tag="olm_envelope", tag_field="kind"):
@@ -225,9 +239,11 @@ class ToDeviceKey(Struct, frozen=True, kw_only=True, tag="to_device_key", tag_fi
     event_type: str
     encrypted: bool
     sender_key_id: str | None = None
-    trust: str | None = None
+    trust: DeviceTrust | None = None
     device_matches: bool | None = None  #: claimed device is the one whose Olm key encrypted it
     claimed_sent_at: datetime | None = None
+    #: The device whose Olm key encrypted it, where its device keys prove it.
+    sender_device_id: DeviceId | None = None
 
 
 class Withheld(Struct, frozen=True, kw_only=True, tag="withheld", tag_field="kind"):
@@ -482,6 +498,10 @@ class RoomHistory(Struct, frozen=True, kw_only=True):
     #: When the service read the room's state as a snapshot, or began to watch it without one.
     snapshot_at: datetime | None = None
     watched_since: datetime | None = None
+    #: Devices of ours that are members of calls in this room: what is sent to them by to-device is read.
+    witnesses: frozenset[Device] = frozenset()
+    #: They were read by `/sync`, which loses nothing; transactions do.
+    loss_free: bool = False
     #: Devices seen to distribute by to-device before, with the latest time (30 days back).
     to_device_history: Mapping[tuple[UserId, DeviceId], datetime] = field(default_factory=dict)
 

@@ -60,8 +60,8 @@ class Sight:
     gaps: tuple[Gap, ...]  #: times in which something was not seen
     keys_managed: bool
     witnesses: frozenset[Device]  #: our own devices that read loss-free
-    room_only: frozenset[Device]  #: owe by room event from the start
-    cannot_send: frozenset[Device]  #: could not send by to-device, or gave it up
+    room_only: frozenset[int]  #: Python ids of stints that owe by room event from the start
+    cannot_send: frozenset[int]  #: … of those that could not send by to-device, or gave it up
     watermark_at: datetime
     settings: Settings
 
@@ -173,13 +173,13 @@ def _groups(traffic: _Traffic, sight: Sight, owed: _Owed, sender: DeviceStint) -
     if not left:
         return
     first = traffic.room_key(sender)
-    in_room_mode = first is not None and first.at < owed.moment.at and sender.device not in sight.cannot_send
-    if sender.device in sight.room_only or in_room_mode:
+    in_room_mode = first is not None and first.at < owed.moment.at and id(sender) not in sight.cannot_send
+    if id(sender) in sight.room_only or in_room_mode:
         yield group(left, Outcome.ROOM_EVENT, evidence=Evidence.INFERRED if first is None else first.evidence)
         return
     covering = traffic.room_key(sender, owed.since)
     if covering is not None and covering.at <= owed.horizon:
-        recovered = left if sender.device in sight.cannot_send else left & owed.witnesses
+        recovered = left if id(sender) in sight.cannot_send else left & owed.witnesses
         if recovered:
             outcome = Outcome.RECOVERED_BY_ROOM_EVENT
             yield group(recovered, outcome, met_at=covering.at, evidence=covering.evidence)

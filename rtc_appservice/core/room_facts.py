@@ -28,9 +28,12 @@ class RoomFacts:
         if since is None and self._history.watched_since is not None:
             since = self._history.watched_since + WATCHED_LONG_ENOUGH
         for gap in self.gaps:
-            if gap.reason is not GapReason.TO_DEVICE_LOST and gap.ended_at is not None and gap.ended_at <= started_at:
-                until = gap.ended_at + WATCHED_LONG_ENOUGH
-                since = until if since is None else max(since, until)
+            if gap.reason is GapReason.TO_DEVICE_LOST or (gap.started_at is not None and gap.started_at > started_at):
+                continue
+            if gap.ended_at is None or gap.ended_at > started_at:
+                return False
+            until = gap.ended_at + WATCHED_LONG_ENOUGH
+            since = until if since is None else max(since, until)
         return since is not None and since <= started_at
 
     def encrypted(self, span: CallSpan) -> bool | None:

@@ -31,7 +31,6 @@ from rtc_appservice.core.model import (
     Outcome,
     Participant,
     RoomHistory,
-    RoomKey,
     Settings,
     Stint,
     StintSpan,
@@ -83,8 +82,8 @@ def analyse(history: RoomHistory, observations: Sequence[Observation], settings:
             gaps=room.gaps,
             keys_managed=encrypted is not False or bool(call.room_keys or call.deliveries),
             witnesses=frozenset(),
-            room_only=_devices(fallbacks, FallbackCause.ROOM_ONLY_CLIENT),
-            cannot_send=_devices(fallbacks, FallbackCause.HOST_CANNOT_SEND, FallbackCause.GAVE_UP),
+            room_only=_stints(fallbacks, FallbackCause.ROOM_ONLY_CLIENT),
+            cannot_send=_stints(fallbacks, FallbackCause.HOST_CANNOT_SEND, FallbackCause.GAVE_UP),
             watermark_at=history.watermark_at,
             settings=settings,
         )
@@ -200,12 +199,12 @@ def _within(span: CallSpan, observations: Sequence[Observation], settings: Setti
         for o in observations
         if since <= o.event_at
         and (until is None or o.event_at <= until)
-        and not (isinstance(o.body, RoomKey | ToDeviceKey) and o.body.slot_id != span.slot_id)
+        and not (isinstance(o.body, ToDeviceKey) and o.body.slot_id != span.slot_id)
     ]
 
 
-def _devices(fallbacks: Sequence[Occurrence], *causes: FallbackCause) -> frozenset[Device]:
-    return frozenset(occurrence.device for occurrence in fallbacks if occurrence.fallback.cause in causes)
+def _stints(fallbacks: Sequence[Occurrence], *causes: FallbackCause) -> frozenset[int]:
+    return frozenset(id(found.stint) for found in fallbacks if found.fallback.cause in causes)
 
 
 def _participants(call: CallTraffic, fallbacks: Sequence[Occurrence]) -> tuple[Participant, ...]:

@@ -11,16 +11,20 @@ from datetime import datetime, timedelta
 from typing import Any, TypeGuard
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from rtc_appservice.core import fields, membership
 from rtc_appservice.core.fields import Malformed
 from rtc_appservice.core.model import (
     Body,
+    Device,
     DeviceId,
+    DeviceTrust,
     EventId,
     HeldEnvelope,
     KeyMark,
     MegolmEnvelope,
+    Membership,
     Observation,
     OlmEnvelope,
     Redaction,
@@ -31,6 +35,7 @@ from rtc_appservice.core.model import (
     ServerName,
     ToDeviceKey,
     UserId,
+    Withheld,
 )
 from rtc_appservice.core.strip import KEY_EVENT_TYPES, Tagger, comparison_tag, strip_key_event
 
@@ -48,6 +53,7 @@ _ROOM_STATE = {
     "m.room.encryption": "algorithm",
     "m.room.history_visibility": "history_visibility",
 }
+_WITHHELD = frozenset({"m.room_key.withheld", "org.matrix.room_key.withheld"})
 _TO_DEVICE = ("to_device", "de.sorunome.msc2409.to_device")
 _ONE_TIME_KEYS = ("org.matrix.msc3202.device_one_time_keys_count", "device_one_time_keys_count")
 
@@ -68,6 +74,27 @@ class Intake(Struct):
     ephemeral_count: int = 0
 
 
+class Plaintext(Struct, frozen=True, kw_only=True):
+    """What a device of ours read in a sealed event or message, and what is known of the device that sealed it."""
+
+    type: str
+    content: dict[str, Any]  #: may hold media keys: only the reader, which strips it, looks inside
+    sender_device_id: DeviceId | None
+    trust: DeviceTrust
+
+    def __repr__(self) -> str:
+        """Leave the content out: a repr ends up in logs."""
+        return f"Plaintext(type={self.type!r})"
+
+
+class Opened(Struct):
+    """What devices of ours could read of a transaction."""
+
+    devices: frozenset[Device] = frozenset()
+    events: dict[str, Plaintext] = field(default_factory=dict)  #: by event id
+    messages: dict[str, Plaintext] = field(default_factory=dict)  #: by the ciphertext for our device
+
+
 class TransactionReader:
     """Reads the transactions of one homeserver; holds its name and the secret, nothing that changes."""
 
@@ -86,14 +113,16 @@ class TransactionReader:
         received_at: datetime,
         watched: Container[RoomId],
         watermark_at: datetime | None = None,
+        opened: Opened | None = None,
     ) -> Intake:
         """
         Turn a transaction body into an Intake; never raises on bad content.
 
         `watched` are the rooms in which RTC events were seen before: room members and unreadable events are of
-        interest there only.
+        interest there only. `opened` is what devices of ours decrypted of it.
         """
         intake = Intake()
+        opened = opened or _SEALED
         events = body.get("events")
         if isinstance(events, list):
             intake.event_count = len(events)
@@ -107,7 +136,9 @@ class TransactionReader:
                     ts = event.get("origin_server_ts")
                     if type(ts) is int and ts > newest_ms:
                         newest_ms = ts
-                if (
+                if kind == "m.room.encrypted" and event.get("event_id") in opened.events:
+                    self._read_opened(event, opened.events[event["event_id"]], received_at, watermark_at, intake)
+                elif (
                     isinstance(kind, str)
                     and kind in _RELEVANT
                     and (kind not in _WATCHED_ONLY or self._is_of_interest(event, watched, intake))
@@ -116,7 +147,7 @@ class TransactionReader:
             newest = fields.from_ms(newest_ms) if newest_ms else None
             if newest is not None:
                 intake.newest_at = min(newest, received_at)
-        self._read_to_device(body, received_at, intake)
+        self._read_to_device(body, received_at, opened, intake)
         for name in _ONE_TIME_KEYS:
             counts = body.get(name)
             if isinstance(counts, dict):
@@ -134,8 +165,28 @@ class TransactionReader:
             return True
         return event.get("type") == "m.room.encrypted" and membership.sticky_seconds(event) is not None
 
+    def _read_opened(
+        self,
+        event: dict[str, Any],
+        plain: Plaintext,
+        received_at: datetime,
+        watermark_at: datetime | None,
+        intake: Intake,
+    ) -> None:
+        """Read a decrypted event; all but media keys and memberships is nobody's business and dropped here."""
+        if plain.type in KEY_EVENT_TYPES or plain.type in membership.STICKY_TYPES:
+            # Only what the homeserver vouches for stays of the outer event; state is never sealed.
+            inner = {name: event[name] for name in _OUTER if name in event}
+            inner |= {"type": plain.type, "content": plain.content}
+            self._read_event(inner, received_at, watermark_at, intake, plain)
+
     def _read_event(
-        self, event: dict[str, Any], received_at: datetime, watermark_at: datetime | None, intake: Intake
+        self,
+        event: dict[str, Any],
+        received_at: datetime,
+        watermark_at: datetime | None,
+        intake: Intake,
+        plain: Plaintext | None = None,
     ) -> None:
         kind: str = event["type"]
         if kind in KEY_EVENT_TYPES:
@@ -168,6 +219,8 @@ class TransactionReader:
                 field=fault.field,
                 key=key if kind in membership.STATE_TYPES and _is_id(key) else None,
             )
+        if plain is not None:
+            body = _with_sender(body, plain)
         if body is None:
             return
         if kind not in _ROOM_STATE:
@@ -219,7 +272,7 @@ class TransactionReader:
 
     # --- to-device messages --------------------------------------------------------------------
 
-    def _read_to_device(self, body: dict[str, Any], received_at: datetime, intake: Intake) -> None:
+    def _read_to_device(self, body: dict[str, Any], received_at: datetime, opened: Opened, intake: Intake) -> None:
         messages = body.get(_TO_DEVICE[0]) or body.get(_TO_DEVICE[1])
         if not isinstance(messages, list) or not messages:
             return
@@ -233,11 +286,17 @@ class TransactionReader:
                 intake.served_users.add(UserId(recipient))
             kind = message.get("type")
             if kind == "m.room.encrypted":
+                found = _opened_message(message, opened)
+                if found is not None:
+                    self._read_opened_key(message, *found, received_at, intake)
+                    continue
                 envelope = self._read_olm(message, received_at)
                 if envelope is not None:
                     intake.envelopes.append(envelope)
             elif isinstance(kind, str) and kind in KEY_EVENT_TYPES:
                 self._read_cleartext_key(message, received_at, intake)
+            elif kind in _WITHHELD and (recipient, message.get("to_device_id")) in opened.devices:
+                self._read_withheld(message, received_at, intake)
 
     def _read_olm(self, message: dict[str, Any], received_at: datetime) -> HeldEnvelope | None:
         sender, recipient, device = message.get("sender"), message.get("to_user_id"), message.get("to_device_id")
@@ -266,23 +325,65 @@ class TransactionReader:
         return None
 
     def _read_cleartext_key(self, message: dict[str, Any], received_at: datetime, intake: Intake) -> None:
+        message = self._strip_to_device_key(message)
+        content = message.get("content", {})
+        identity = self._identity(repr(sorted(content.items())), *(str(message.get(name)) for name in _ADDRESSES))
+        self._add_to_device_key(message, identity, received_at, intake)
+
+    def _read_opened_key(
+        self, message: dict[str, Any], text: str, plain: Plaintext, received_at: datetime, intake: Intake
+    ) -> None:
+        if plain.type in KEY_EVENT_TYPES:
+            addresses = {name: message.get(name) for name in _ADDRESSES}
+            key = self._strip_to_device_key({**addresses, "type": plain.type, "content": plain.content})
+            identity = self._identity(text, str(addresses["to_user_id"]), str(addresses["to_device_id"]))
+            sender_key = self._identity(str(message["content"].get("sender_key")))
+            self._add_to_device_key(key, identity, received_at, intake, plain, sender_key)
+
+    def _strip_to_device_key(self, message: dict[str, Any]) -> dict[str, Any]:
         claimed = message.get("content")
-        claimed_room = claimed.get("room_id") if isinstance(claimed, dict) else None
-        message = strip_key_event(message, self._tagger(claimed_room))
+        return strip_key_event(message, self._tagger(claimed.get("room_id") if isinstance(claimed, dict) else None))
+
+    def _add_to_device_key(
+        self,
+        message: dict[str, Any],
+        identity: str,
+        received_at: datetime,
+        intake: Intake,
+        plain: Plaintext | None = None,
+        sender_key_id: str | None = None,
+    ) -> None:
+        """Record a stripped key message, of our device (`plain`) or sent without Olm."""
         claimed_room = message.get("content", {}).get("room_id")
-        sender, recipient, device = message.get("sender"), message.get("to_user_id"), message.get("to_device_id")
-        if not (_is_id(sender) and _is_id(recipient) and _is_id(device) and _is_id(claimed_room)):
+        if not (all(_is_id(message.get(name)) for name in _ADDRESSES) and _is_id(claimed_room)):
             return
-        identity = self._identity(repr(sorted(message.get("content", {}).items())), sender, recipient, device)
-        body: Body
+        body: Body | None
         try:
-            body = _parse_to_device_key(message, encrypted=False)
+            body = _parse_to_device_key(message, sender_key_id)
         except Malformed as fault:
-            body = Rejected(sender=UserId(sender), event_type=message["type"], reason="malformed", field=fault.field)
+            sender = UserId(message["sender"])
+            body = Rejected(sender=sender, event_type=message["type"], reason="malformed", field=fault.field)
+        if plain is not None:
+            body = _with_sender(body, plain)
+        if body is not None:
+            self._add_to_device(body, RoomId(claimed_room), identity, received_at, intake)
+
+    def _read_withheld(self, message: dict[str, Any], received_at: datetime, intake: Intake) -> None:
+        """Record that a Megolm session is kept from our device; a code without a room (`m.no_olm`) names no session."""
+        content = message.get("content")
+        content = content if isinstance(content, dict) else {}
+        room_id, session_id, code = (content.get(name) for name in ("room_id", "session_id", "code"))
+        sender = message.get("sender")
+        if _is_id(sender) and _is_id(room_id) and _is_id(session_id) and _is_id(code):
+            body = Withheld(sender=UserId(sender), code=code, session_key_id=self._identity(session_id))
+            identity = self._identity("withheld", sender, room_id, session_id, code)
+            self._add_to_device(body, RoomId(room_id), identity, received_at, intake)
+
+    def _add_to_device(self, body: Body, room_id: RoomId, identity: str, received_at: datetime, intake: Intake) -> None:
         intake.observations.append(
             Observation(
                 homeserver=self._homeserver,
-                room_id=RoomId(claimed_room),
+                room_id=room_id,
                 identity=identity,
                 event_at=received_at,
                 received_at=received_at,
@@ -320,7 +421,7 @@ def _parse_room_key(kind: str, content: dict[str, Any], sender: UserId) -> RoomK
     )
 
 
-def _parse_to_device_key(message: dict[str, Any], *, encrypted: bool) -> ToDeviceKey:
+def _parse_to_device_key(message: dict[str, Any], sender_key_id: str | None) -> ToDeviceKey:
     content = fields.table(message, "content", "message")
     name = "media_key" if "media_key" in content else "keys"
     raw_member, raw_session = content.get("member"), content.get("session")
@@ -338,9 +439,40 @@ def _parse_to_device_key(message: dict[str, Any], *, encrypted: bool) -> ToDevic
         ),
         keys=_key_marks([content.get(name)], f"content.{name}"),
         event_type=message["type"],
-        encrypted=encrypted,
+        encrypted=sender_key_id is not None,
+        sender_key_id=sender_key_id,
         claimed_sent_at=fields.optional_time(content, "sent_ts", "content"),
     )
+
+
+def _with_sender(body: Body | None, plain: Plaintext) -> Body | None:
+    """Add to what was decrypted that it was, and which device sealed it."""
+    sender = plain.sender_device_id
+    if isinstance(body, RoomKey):
+        matches = None if sender is None else sender == body.device_id
+        return replace(body, encrypted=True, sender_device_id=sender, trust=plain.trust, device_matches=matches)
+    if isinstance(body, ToDeviceKey):
+        matches = None if sender is None or body.claimed_device_id is None else sender == body.claimed_device_id
+        return replace(body, sender_device_id=sender, trust=plain.trust, device_matches=matches)
+    if isinstance(body, Membership) and body.live and body.dialect == "msc4143" and sender is not None:
+        return replace(body, device_id=sender)  # this dialect names no device: it is the one that sealed the event
+    return body
+
+
+def _opened_message(message: dict[str, Any], opened: Opened) -> tuple[str, Plaintext] | None:
+    """Give the ciphertext for our device with what was in it, if it was decrypted."""
+    if (message.get("to_user_id"), message.get("to_device_id")) in opened.devices:
+        for text in olm_bodies(message.get("content")):
+            if text in opened.messages:
+                return text, opened.messages[text]
+    return None
+
+
+def olm_bodies(content: Any) -> list[str]:
+    """Give the ciphertexts of the content of an Olm message: one for each device it is for, mostly one."""
+    sealed = content.get("ciphertext") if isinstance(content, dict) else None
+    parts = sealed.values() if isinstance(sealed, dict) else ()
+    return [part["body"] for part in parts if isinstance(part, dict) and isinstance(part.get("body"), str)]
 
 
 def _key_marks(listed: list[Any], path: str) -> tuple[KeyMark, ...]:
@@ -388,5 +520,10 @@ def _is_id(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= fields.MAX_TEXT and "\0" not in value
 
 
+#: Nothing was decrypted.
+_SEALED = Opened()
+#: What stays of the outer event when what was sealed in it is read.
+_OUTER = ("event_id", "room_id", "sender", "origin_server_ts", "msc4354_sticky", "sticky")
+_ADDRESSES = ("sender", "to_user_id", "to_device_id")
 _WATCHED_ONLY = frozenset({"m.room.encrypted", "m.room.member", "m.room.redaction"})
 _RELEVANT = KEY_EVENT_TYPES | membership.STATE_TYPES | membership.STICKY_TYPES | set(_ROOM_STATE) | _WATCHED_ONLY
