@@ -1,7 +1,7 @@
 """Stage 2: reads fields of untrusted JSON, naming the one at fault."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 #: Matrix ids, state keys and device ids are at most 255 bytes; what is longer is not one.
 MAX_TEXT = 255
@@ -81,3 +81,8 @@ def optional_time(source: dict[str, Any], name: str, path: str) -> datetime | No
     if moment is None:
         raise Malformed(f"{path}.{name}")
     return moment
+
+
+def is_id(value: Any) -> TypeGuard[str]:
+    """Tell whether a value can be an identifier or another short text."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and "\0" not in value

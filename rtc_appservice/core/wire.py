@@ -5,56 +5,44 @@ Bad wire data is data: what cannot be taken becomes a `rejected` observation tha
 field, never the value. Events of no interest are passed over at their `type`.
 """
 
-import hashlib
 from collections.abc import Container
 from datetime import datetime, timedelta
-from typing import Any, TypeGuard
+from typing import Any
 
 from msgspec import Struct, field
-from msgspec.structs import replace
 
 from rtc_appservice.core import fields, membership
-from rtc_appservice.core.fields import Malformed
+from rtc_appservice.core.fields import Malformed, is_id
+from rtc_appservice.core.keyed import Keyed
+from rtc_appservice.core.media_key import parse_room_key, with_sender
 from rtc_appservice.core.model import (
     Body,
-    Device,
     DeviceId,
-    DeviceTrust,
     EventId,
     HeldEnvelope,
-    KeyMark,
     MegolmEnvelope,
-    Membership,
     Observation,
-    OlmEnvelope,
     Redaction,
     Rejected,
     RoomId,
-    RoomKey,
     RoomState,
     ServerName,
-    ToDeviceKey,
     UserId,
-    Withheld,
 )
-from rtc_appservice.core.strip import KEY_EVENT_TYPES, Tagger, comparison_tag, strip_key_event
+from rtc_appservice.core.opened import Opened, Plaintext
+from rtc_appservice.core.strip import KEY_EVENT_TYPES, strip_key_event
+from rtc_appservice.core.to_device import ToDeviceReader
 
 #: A federated sender chooses its timestamp: outside these bounds it is not believed.
 MAX_AGE = timedelta(days=7)
 MAX_AHEAD = timedelta(minutes=10)
 #: Behind the watermark by more than this is `late`.
 LATE_AFTER = timedelta(seconds=60)
-#: js-sdk's shortest key message has some 900 plaintext bytes of ids and keys, its longest under 2 kB with MSC4147
-#: device keys; in base64 with the Olm frame that stays within these bounds for ids up to 255 bytes.
-CALL_KEY_BODY_LENGTHS = range(500, 6000)
-
 _ROOM_STATE = {
     "m.room.create": None,
     "m.room.encryption": "algorithm",
     "m.room.history_visibility": "history_visibility",
 }
-_WITHHELD = frozenset({"m.room_key.withheld", "org.matrix.room_key.withheld"})
-_TO_DEVICE = ("to_device", "de.sorunome.msc2409.to_device")
 _ONE_TIME_KEYS = ("org.matrix.msc3202.device_one_time_keys_count", "device_one_time_keys_count")
 
 
@@ -74,27 +62,6 @@ class Intake(Struct):
     ephemeral_count: int = 0
 
 
-class Plaintext(Struct, frozen=True, kw_only=True):
-    """What a device of ours read in a sealed event or message, and what is known of the device that sealed it."""
-
-    type: str
-    content: dict[str, Any]  #: may hold media keys: only the reader, which strips it, looks inside
-    sender_device_id: DeviceId | None
-    trust: DeviceTrust
-
-    def __repr__(self) -> str:
-        """Leave the content out: a repr ends up in logs."""
-        return f"Plaintext(type={self.type!r})"
-
-
-class Opened(Struct):
-    """What devices of ours could read of a transaction."""
-
-    devices: frozenset[Device] = frozenset()
-    events: dict[str, Plaintext] = field(default_factory=dict)  #: by event id
-    messages: dict[str, Plaintext] = field(default_factory=dict)  #: by the ciphertext for our device
-
-
 class TransactionReader:
     """Reads the transactions of one homeserver; holds its name and the secret, nothing that changes."""
 
@@ -102,9 +69,8 @@ class TransactionReader:
         """Take the homeserver's name and the deployment secret (keys identities and comparison tags)."""
         self._homeserver = homeserver
         self._domain = ":" + homeserver
-        self._secret = secret
-        self._identity_key = hashlib.sha256(b"identity\0" + secret).digest()
-        self._comparison_tags = comparison_tags
+        self._keyed = Keyed(secret, comparison_tags=comparison_tags)
+        self._to_device = ToDeviceReader(homeserver, self._keyed)
 
     def read(
         self,
@@ -122,7 +88,7 @@ class TransactionReader:
         interest there only. `opened` is what devices of ours decrypted of it.
         """
         intake = Intake()
-        opened = opened or _SEALED
+        opened = opened or Opened()
         events = body.get("events")
         if isinstance(events, list):
             intake.event_count = len(events)
@@ -136,8 +102,9 @@ class TransactionReader:
                     ts = event.get("origin_server_ts")
                     if type(ts) is int and ts > newest_ms:
                         newest_ms = ts
-                if kind == "m.room.encrypted" and event.get("event_id") in opened.events:
-                    self._read_opened(event, opened.events[event["event_id"]], received_at, watermark_at, intake)
+                plain = opened.event(event) if kind == "m.room.encrypted" else None
+                if plain is not None:
+                    self._read_opened(event, plain, received_at, watermark_at, intake)
                 elif (
                     isinstance(kind, str)
                     and kind in _RELEVANT
@@ -147,7 +114,13 @@ class TransactionReader:
             newest = fields.from_ms(newest_ms) if newest_ms else None
             if newest is not None:
                 intake.newest_at = min(newest, received_at)
-        self._read_to_device(body, received_at, opened, intake)
+        messages = self._to_device.read(body, received_at, opened)
+        intake.observations += messages.observations
+        intake.envelopes = messages.envelopes
+        intake.served_users = messages.served_users
+        intake.to_device_count = messages.count
+        if messages.count:
+            intake.newest_at = received_at
         for name in _ONE_TIME_KEYS:
             counts = body.get(name)
             if isinstance(counts, dict):
@@ -161,7 +134,7 @@ class TransactionReader:
     @staticmethod
     def _is_of_interest(event: dict[str, Any], watched: Container[RoomId], intake: Intake) -> bool:
         room_id = event.get("room_id")
-        if _is_id(room_id) and (room_id in watched or room_id in intake.rtc_rooms):
+        if is_id(room_id) and (room_id in watched or room_id in intake.rtc_rooms):
             return True
         return event.get("type") == "m.room.encrypted" and membership.sticky_seconds(event) is not None
 
@@ -190,11 +163,11 @@ class TransactionReader:
     ) -> None:
         kind: str = event["type"]
         if kind in KEY_EVENT_TYPES:
-            event = strip_key_event(event, self._tagger(event.get("room_id")))
+            event = strip_key_event(event, self._keyed.tagger(event.get("room_id")))
         sender = event.get("sender")
         room_id = event.get("room_id")
         event_id = event.get("event_id")
-        if not (_is_id(sender) and _is_id(room_id) and _is_id(event_id)):
+        if not (is_id(sender) and is_id(room_id) and is_id(event_id)):
             return  # no homeserver sends such a thing; without an identity there is nothing to record it under
         event_at = received_at
         body: Body | None
@@ -217,10 +190,10 @@ class TransactionReader:
                 event_type=kind,
                 reason="malformed",
                 field=fault.field,
-                key=key if kind in membership.STATE_TYPES and _is_id(key) else None,
+                key=key if kind in membership.STATE_TYPES and is_id(key) else None,
             )
         if plain is not None:
-            body = _with_sender(body, plain)
+            body = with_sender(body, plain)
         if body is None:
             return
         if kind not in _ROOM_STATE:
@@ -251,7 +224,7 @@ class TransactionReader:
         if kind in membership.STICKY_TYPES:
             return membership.parse_sticky(content, sender, membership.sticky_seconds(event))
         if kind in KEY_EVENT_TYPES:
-            return _parse_room_key(kind, content, sender)
+            return parse_room_key(kind, content, sender)
         if kind == "m.room.encrypted":
             return self._parse_encrypted(event, content, sender)
         return _parse_room_state(kind, event, content, sender)
@@ -265,237 +238,20 @@ class TransactionReader:
         return MegolmEnvelope(
             sender=sender,
             length=len(ciphertext),
-            device_id=DeviceId(device_id) if _is_id(device_id) else None,
-            session_key_id=self._identity(session_id) if isinstance(session_id, str) else None,
+            device_id=DeviceId(device_id) if is_id(device_id) else None,
+            session_key_id=self._keyed.identity(session_id) if isinstance(session_id, str) else None,
             sticky_seconds=membership.sticky_seconds(event),
         )
 
-    # --- to-device messages --------------------------------------------------------------------
-
-    def _read_to_device(self, body: dict[str, Any], received_at: datetime, opened: Opened, intake: Intake) -> None:
-        messages = body.get(_TO_DEVICE[0]) or body.get(_TO_DEVICE[1])
-        if not isinstance(messages, list) or not messages:
-            return
-        intake.to_device_count = len(messages)
-        intake.newest_at = received_at
-        for message in messages:
-            if not isinstance(message, dict):
-                continue
-            recipient = message.get("to_user_id")
-            if _is_id(recipient):
-                intake.served_users.add(UserId(recipient))
-            kind = message.get("type")
-            if kind == "m.room.encrypted":
-                found = _opened_message(message, opened)
-                if found is not None:
-                    self._read_opened_key(message, *found, received_at, intake)
-                    continue
-                envelope = self._read_olm(message, received_at)
-                if envelope is not None:
-                    intake.envelopes.append(envelope)
-            elif isinstance(kind, str) and kind in KEY_EVENT_TYPES:
-                self._read_cleartext_key(message, received_at, intake)
-            elif kind in _WITHHELD and (recipient, message.get("to_device_id")) in opened.devices:
-                self._read_withheld(message, received_at, intake)
-
-    def _read_olm(self, message: dict[str, Any], received_at: datetime) -> HeldEnvelope | None:
-        sender, recipient, device = message.get("sender"), message.get("to_user_id"), message.get("to_device_id")
-        content = message.get("content")
-        ciphertext = content.get("ciphertext") if isinstance(content, dict) else None
-        if not (_is_id(sender) and _is_id(recipient) and _is_id(device)):
-            return None
-        if not isinstance(content, dict) or not isinstance(ciphertext, dict):
-            return None
-        for sealed in ciphertext.values():
-            text = sealed.get("body") if isinstance(sealed, dict) else None
-            if isinstance(text, str) and sealed.get("type") in (0, 1) and len(text) in CALL_KEY_BODY_LENGTHS:
-                return HeldEnvelope(
-                    homeserver=self._homeserver,
-                    identity=self._identity(text, recipient, device),
-                    received_at=received_at,
-                    body=OlmEnvelope(
-                        sender=UserId(sender),
-                        recipient=UserId(recipient),
-                        recipient_device=DeviceId(device),
-                        olm_type=sealed["type"],
-                        body_length=len(text),
-                        sender_key_id=self._identity(str(content.get("sender_key"))),
-                    ),
-                )
-        return None
-
-    def _read_cleartext_key(self, message: dict[str, Any], received_at: datetime, intake: Intake) -> None:
-        message = self._strip_to_device_key(message)
-        content = message.get("content", {})
-        identity = self._identity(repr(sorted(content.items())), *(str(message.get(name)) for name in _ADDRESSES))
-        self._add_to_device_key(message, identity, received_at, intake)
-
-    def _read_opened_key(
-        self, message: dict[str, Any], text: str, plain: Plaintext, received_at: datetime, intake: Intake
-    ) -> None:
-        if plain.type in KEY_EVENT_TYPES:
-            addresses = {name: message.get(name) for name in _ADDRESSES}
-            key = self._strip_to_device_key({**addresses, "type": plain.type, "content": plain.content})
-            identity = self._identity(text, str(addresses["to_user_id"]), str(addresses["to_device_id"]))
-            sender_key = self._identity(str(message["content"].get("sender_key")))
-            self._add_to_device_key(key, identity, received_at, intake, plain, sender_key)
-
-    def _strip_to_device_key(self, message: dict[str, Any]) -> dict[str, Any]:
-        claimed = message.get("content")
-        return strip_key_event(message, self._tagger(claimed.get("room_id") if isinstance(claimed, dict) else None))
-
-    def _add_to_device_key(
-        self,
-        message: dict[str, Any],
-        identity: str,
-        received_at: datetime,
-        intake: Intake,
-        plain: Plaintext | None = None,
-        sender_key_id: str | None = None,
-    ) -> None:
-        """Record a stripped key message, of our device (`plain`) or sent without Olm."""
-        claimed_room = message.get("content", {}).get("room_id")
-        if not (all(_is_id(message.get(name)) for name in _ADDRESSES) and _is_id(claimed_room)):
-            return
-        body: Body | None
-        try:
-            body = _parse_to_device_key(message, sender_key_id)
-        except Malformed as fault:
-            sender = UserId(message["sender"])
-            body = Rejected(sender=sender, event_type=message["type"], reason="malformed", field=fault.field)
-        if plain is not None:
-            body = _with_sender(body, plain)
-        if body is not None:
-            self._add_to_device(body, RoomId(claimed_room), identity, received_at, intake)
-
-    def _read_withheld(self, message: dict[str, Any], received_at: datetime, intake: Intake) -> None:
-        """Record that a Megolm session is kept from our device; a code without a room (`m.no_olm`) names no session."""
-        content = message.get("content")
-        content = content if isinstance(content, dict) else {}
-        room_id, session_id, code = (content.get(name) for name in ("room_id", "session_id", "code"))
-        sender = message.get("sender")
-        if _is_id(sender) and _is_id(room_id) and _is_id(session_id) and _is_id(code):
-            body = Withheld(sender=UserId(sender), code=code, session_key_id=self._identity(session_id))
-            identity = self._identity("withheld", sender, room_id, session_id, code)
-            self._add_to_device(body, RoomId(room_id), identity, received_at, intake)
-
-    def _add_to_device(self, body: Body, room_id: RoomId, identity: str, received_at: datetime, intake: Intake) -> None:
-        intake.observations.append(
-            Observation(
-                homeserver=self._homeserver,
-                room_id=room_id,
-                identity=identity,
-                event_at=received_at,
-                received_at=received_at,
-                body=body,
-            )
-        )
-
-    # --- keyed hashes --------------------------------------------------------------------------
-
-    def _identity(self, *parts: str) -> str:
-        """Give a keyed hash as 32 hex digits: equal input, equal identity; nothing can be read back."""
-        return hashlib.blake2b("\0".join(parts).encode(), key=self._identity_key, digest_size=16).hexdigest()
-
-    def _tagger(self, room_id: Any) -> Tagger:
-        if not self._comparison_tags or not isinstance(room_id, str):
-            return lambda key: None
-        return lambda key: comparison_tag(self._secret, room_id, key)
-
 
 # --- single forms -------------------------------------------------------------------------------
-
-
-def _parse_room_key(kind: str, content: dict[str, Any], sender: UserId) -> RoomKey:
-    name = "media_key" if "media_key" in content else "keys"
-    listed = content.get(name)
-    if name == "keys" and not isinstance(listed, list):
-        raise Malformed("content.keys")
-    return RoomKey(
-        sender=sender,
-        device_id=DeviceId(fields.text(content, "device_id", "content")),
-        slot_id=membership.normalise_slot("m.call", fields.text(content, "call_id", "content")),
-        keys=_key_marks(listed if isinstance(listed, list) else [listed], f"content.{name}"),
-        event_type=kind,
-        claimed_sent_at=fields.optional_time(content, "sent_ts", "content"),
-    )
-
-
-def _parse_to_device_key(message: dict[str, Any], sender_key_id: str | None) -> ToDeviceKey:
-    content = fields.table(message, "content", "message")
-    name = "media_key" if "media_key" in content else "keys"
-    raw_member, raw_session = content.get("member"), content.get("session")
-    member = raw_member if isinstance(raw_member, dict) else {}
-    session = raw_session if isinstance(raw_session, dict) else {}
-    device_id = fields.optional_text(member, "claimed_device_id", "content.member")
-    return ToDeviceKey(
-        sender=UserId(message["sender"]),
-        recipient=UserId(message["to_user_id"]),
-        recipient_device=DeviceId(message["to_device_id"]),
-        claimed_device_id=None if device_id is None else DeviceId(device_id),
-        slot_id=membership.normalise_slot(
-            fields.optional_text(session, "application", "content.session") or "m.call",
-            fields.optional_text(session, "call_id", "content.session") or "",
-        ),
-        keys=_key_marks([content.get(name)], f"content.{name}"),
-        event_type=message["type"],
-        encrypted=sender_key_id is not None,
-        sender_key_id=sender_key_id,
-        claimed_sent_at=fields.optional_time(content, "sent_ts", "content"),
-    )
-
-
-def _with_sender(body: Body | None, plain: Plaintext) -> Body | None:
-    """Add to what was decrypted that it was, and which device sealed it."""
-    sender = plain.sender_device_id
-    if isinstance(body, RoomKey):
-        matches = None if sender is None else sender == body.device_id
-        return replace(body, encrypted=True, sender_device_id=sender, trust=plain.trust, device_matches=matches)
-    if isinstance(body, ToDeviceKey):
-        matches = None if sender is None or body.claimed_device_id is None else sender == body.claimed_device_id
-        return replace(body, sender_device_id=sender, trust=plain.trust, device_matches=matches)
-    if isinstance(body, Membership) and body.live and body.dialect == "msc4143" and sender is not None:
-        return replace(body, device_id=sender)  # this dialect names no device: it is the one that sealed the event
-    return body
-
-
-def _opened_message(message: dict[str, Any], opened: Opened) -> tuple[str, Plaintext] | None:
-    """Give the ciphertext for our device with what was in it, if it was decrypted."""
-    if (message.get("to_user_id"), message.get("to_device_id")) in opened.devices:
-        for text in olm_bodies(message.get("content")):
-            if text in opened.messages:
-                return text, opened.messages[text]
-    return None
-
-
-def olm_bodies(content: Any) -> list[str]:
-    """Give the ciphertexts of the content of an Olm message: one for each device it is for, mostly one."""
-    sealed = content.get("ciphertext") if isinstance(content, dict) else None
-    parts = sealed.values() if isinstance(sealed, dict) else ()
-    return [part["body"] for part in parts if isinstance(part, dict) and isinstance(part.get("body"), str)]
-
-
-def _key_marks(listed: list[Any], path: str) -> tuple[KeyMark, ...]:
-    """Turn stripped entries into marks; js-sdk wants a numeric index and a key text in each."""
-    marks = []
-    for entry in listed:
-        if not isinstance(entry, dict) or entry["index"] is None:
-            raise Malformed(f"{path}[].index")
-        if entry["mark"] is None:
-            raise Malformed(f"{path}[].key")
-        if not 0 <= entry["index"] <= 255:
-            raise Malformed(f"{path}[].index")
-        marks.append(KeyMark(index=entry["index"], **entry["mark"]))
-    if not marks:
-        raise Malformed(path)
-    return tuple(marks)
 
 
 def _parse_redaction(event: dict[str, Any], sender: UserId) -> Redaction:
     """`redacts` stands in the content from room version 11 on, at the top before."""
     content = event.get("content")
     redacts = event.get("redacts") or (content.get("redacts") if isinstance(content, dict) else None)
-    if not _is_id(redacts):
+    if not is_id(redacts):
         raise Malformed("redacts")
     return Redaction(sender=sender, redacts=EventId(redacts))
 
@@ -516,14 +272,7 @@ def _parse_room_state(kind: str, event: dict[str, Any], content: dict[str, Any],
     return RoomState(sender=sender, event_type=kind, state_key=state_key, value=value)
 
 
-def _is_id(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and 0 < len(value) <= fields.MAX_TEXT and "\0" not in value
-
-
-#: Nothing was decrypted.
-_SEALED = Opened()
 #: What stays of the outer event when what was sealed in it is read.
 _OUTER = ("event_id", "room_id", "sender", "origin_server_ts", "msc4354_sticky", "sticky")
-_ADDRESSES = ("sender", "to_user_id", "to_device_id")
 _WATCHED_ONLY = frozenset({"m.room.encrypted", "m.room.member", "m.room.redaction"})
 _RELEVANT = KEY_EVENT_TYPES | membership.STATE_TYPES | membership.STICKY_TYPES | set(_ROOM_STATE) | _WATCHED_ONLY
