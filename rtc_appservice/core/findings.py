@@ -223,9 +223,12 @@ def _splits(case: Case) -> Iterator[Finding]:
     dialects: list[tuple[str, DeviceStint]] = [
         (body.dialect, stint) for stint in case.call.span.stints for body in stint.memberships[:1] if body.dialect
     ]
+    told: set[frozenset[Device]] = set()
     for position, (mine, stint) in enumerate(dialects):
         for theirs, earlier in dialects[:position]:
-            if mine != theirs and stint.overlaps(earlier):
+            pair = frozenset((stint.device, earlier.device))
+            if mine != theirs and stint.overlaps(earlier) and pair not in told:
+                told.add(pair)
                 at = max(stint.joined_at, earlier.joined_at)
                 rests_on = [earlier.opened_by.identity, stint.opened_by.identity]
                 yield _split(case, "dialect_split", at, earlier.device, stint.device, rests_on)
