@@ -138,6 +138,11 @@ class Scene:
         if encrypted:
             self.state("m.room.encryption", -3599, value="m.megolm.v1.aes-sha2")
 
+    def __repr__(self) -> str:
+        """Tell the observations, so that a failing example can be read."""
+        lines = [f"{(one.event_at - NOON).total_seconds():g} {one.identity} {one.body}" for one in self.observations]
+        return "\n".join(["Scene:", *lines])
+
     def add(self, seconds: float, body: Body, **changes: Any) -> str:
         """Add an observation received as it happened, with changes."""
         number = len(self.observations)

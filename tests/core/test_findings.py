@@ -413,6 +413,17 @@ def test_dialect_split(dialects: tuple[str, ...], splits: int) -> None:
     assert ["dialect_split"] * splits == kinds
 
 
+def test_a_dialect_split_of_a_pair_is_told_once() -> None:
+    """One that leaves and joins anew is split from the same people again: one finding, at the first time."""
+    scene = Scene()
+    scene.join("carol", 0, sticky("carol", "js_43"))
+    scene.join("dave", 1, sticky("dave", "js_41"))
+    scene.leave("dave", 2, sticky("dave"))
+    scene.join("dave", 100, sticky("dave", "js_41"))
+
+    assert [at(1)] == [finding.at for finding in found(scene, FindingKind.SPLIT_CALL)]
+
+
 def test_dialects_that_never_met_are_not_split() -> None:
     """One left before the other came."""
     scene = Scene()
