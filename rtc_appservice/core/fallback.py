@@ -19,7 +19,7 @@ from rtc_appservice.core.stints import DeviceStint
 #: with to-device and switched is held back by its 3 s throttle.
 WITH_JOIN = timedelta(seconds=2)
 #: A client listens for room keys from its join on, a moment before its membership is on the wire.
-LISTENS_BEFORE_JOIN = timedelta(seconds=1)
+LISTENS_BEFORE_JOIN = timedelta(milliseconds=400)
 #: A device may have been seen to distribute by to-device this long ago.
 HISTORY = timedelta(days=30)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
 from rtc_appservice.core.fallback import Occurrence
-from rtc_appservice.core.generation import NO_REACTION, first_stayed_after
+from rtc_appservice.core.generation import NO_REACTION, first_stayed_after, is_to_device_only
 from rtc_appservice.core.model import (
     CallId,
     DeviceId,
@@ -21,7 +21,6 @@ from rtc_appservice.core.model import (
     KeyDistribution,
     Observation,
     Outcome,
-    Participant,
     Rejected,
     RoomKey,
     Settings,
@@ -68,7 +67,6 @@ class Case:
 
     call_id: CallId
     call: CallTraffic
-    participants: Sequence[Participant]
     fallbacks: Sequence[Occurrence]
     owed: Sequence[ObligationGroup]  #: only those that become findings
     distributions: Sequence[KeyDistribution]
@@ -201,14 +199,13 @@ def _storms(case: Case) -> Iterator[Finding]:
 
 def _splits(case: Case) -> Iterator[Finding]:
     """Two live participants who cannot get each other's keys though both send."""
-    generations = {(p.user_id, p.device_id): p.generation for p in case.participants}
     to_device = {delivery.stint.device for delivery in case.call.deliveries}
     room_mode: dict[Device, list[RoomKeySeen]] = defaultdict(list)
     for sent in case.call.room_keys:
         if sent.stint is not None and not sent.after_leave:
             room_mode[sent.sender].append(sent)
     for other, stints in case.call.span.devices().items():
-        if other not in to_device and not generations.get(other, "").startswith("D"):
+        if other not in to_device and not is_to_device_only(stints):
             continue
         own = room_mode.get(other)
         for sender, keys in room_mode.items():

@@ -95,6 +95,16 @@ def _marks(
         yield "ignores_room_keys"
 
 
+def is_to_device_only(stints: Sequence[DeviceStint]) -> bool:
+    """Tell whether the memberships alone show a client of js-sdk 39.1 or later, which reacts to no room key."""
+    left = _ALL
+    for stint in stints:
+        for body in stint.memberships:
+            for mark in _membership_marks(body):
+                left &= MARKS[mark]
+    return bool(left) and left <= {"D1", "D2"}
+
+
 def _membership_marks(body: Membership) -> Iterator[str]:
     if body.form == "session_v1":
         yield "state_key_v1"

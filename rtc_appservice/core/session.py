@@ -126,7 +126,6 @@ def _put_in_words(
     case = findings.Case(
         call_id=found.call_id,
         call=call,
-        participants=participants,
         fallbacks=found.fallbacks,
         owed=[owed for owed in found.owed if owed.outcome in _NOTABLE],
         distributions=distributions,
