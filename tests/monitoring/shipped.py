@@ -1,5 +1,6 @@
 """What is shipped for monitoring, read from the repository, and what is said in PromQL."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ PROMETHEUS = FOLDER / "prometheus"
 RULE_FILES = sorted([*PROMETHEUS.glob("rules/*.yml"), *PROMETHEUS.glob("alerts/*.yml")])
 TEST_FILES = sorted(PROMETHEUS.glob("tests/*.yml"))
 BOARDS = sorted((FOLDER / "grafana").glob("*.json"))
+
+#: What Grafana puts in for its macros and for variables, in no other place than these.
+MACROS = {"$__rate_interval": "5m", "$__range": "28d", "$homeserver": "example.org", "$job": "rtc-appservice"}
 
 #: Metrics of others, with the module that makes them, or none where Prometheus itself does.
 FOREIGN = {
@@ -50,3 +54,22 @@ def unknown_metrics(expressions: list[str], page: set[str]) -> set[str]:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     asked = {name for expression in expressions for name in metrics_in(expression)}
     return asked - page - recorded - FOREIGN.keys()
+
+
+def load(path: Path) -> Any:
+    """Read a board."""
+    return json.loads(path.read_text())
+
+
+def targets(board: Any) -> list[Any]:
+    """Give every target of a board's panels."""
+    return [target for panel in board["panels"] for target in panel.get("targets", [])]
+
+
+def expression(text: str) -> str:
+    """Replace what Grafana would; nothing of it may be left."""
+    for macro, value in MACROS.items():
+        text = text.replace(macro, value)
+
+    assert "$" not in text
+    return text

@@ -23,7 +23,7 @@ from tests.export.projected_call import make_call
 from tests.require import require
 
 from .conftest import Listener
-from .shipped import PROMETHEUS, rules
+from .shipped import BOARDS, PROMETHEUS, expression, load, rules, targets
 
 WAIT_SECONDS = 30.0
 P99 = "job:rtc_appservice_transaction_duration_seconds:p99_rate5m"
@@ -115,6 +115,13 @@ async def test_scraped_evaluated_and_kept(listener: Listener, prometheus: Promet
     assert [({"call": pseudonym}, "1")] == [
         (each["labels"], each["value"]) for series in exemplars for each in series["exemplars"]
     ]
+
+
+async def test_boards_can_be_asked(prometheus: Prometheus) -> None:
+    """Every expression of the boards is answered without an error."""
+    for board in BOARDS:
+        for target in targets(load(board)):
+            await prometheus.ask("query", query=expression(target["expr"]))
 
 
 async def evaluated(prometheus: Prometheus) -> bool:
