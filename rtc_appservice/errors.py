@@ -32,3 +32,7 @@ class PortUnavailable(RtcAppserviceError):
 
 class ServiceFailed(RtcAppserviceError):
     """A part of the service ended by an error of its own; the log says which and where."""
+
+
+class PostHogRefused(RtcAppserviceError):
+    """PostHog did not do what was asked."""
