@@ -16,7 +16,7 @@ def alone(*, created: bool = False) -> Scene:
     return scene
 
 
-def gap(start: float, end: float | None, reason: GapReason = GapReason.UNDECRYPTABLE, **changes: object) -> Gap:
+def gap(start: float, end: float | None, reason: GapReason = GapReason.SERVICE_DOWN, **changes: object) -> Gap:
     """Give a gap between two times."""
     return Gap(
         gap_id=f"{start}",
