@@ -29,6 +29,10 @@ from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.pool import Connection
 
 PATIENCE_SECONDS = 60.0
+WAITING_INSERTS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO observation_identity%'
+"""
 
 
 class Proxy:
@@ -65,8 +69,11 @@ class Proxy:
             pass
         finally:
             request.cancel()
+            await asyncio.wait([request])
             for end in (writer, to_writer):
                 end.close()
+                with suppress(OSError):
+                    await end.wait_closed()
 
     @staticmethod
     async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:
@@ -243,13 +250,14 @@ async def test_killed_before_the_commit(installation: Installation, database: st
         await blocker.execute("LOCK TABLE observation_identity IN ACCESS EXCLUSIVE MODE")
         sending = asyncio.create_task(installation.put("2", body))
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await installation.conn.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            while not await installation.conn.fetchval(WAITING_INSERTS):
                 await asyncio.sleep(0.02)
         await kill(service)
         assert not await sending
-        # As TCP would take long to tell PostgreSQL that nobody waits for the answer any more.
+        # TCP would take long to tell PostgreSQL that nobody waits for the answer any more.
         await blocker.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'rtc-appservice'"
         )
         await held.rollback()
         await blocker.close()
