@@ -16,6 +16,7 @@ from rtc_appservice.core import lengths
 from rtc_appservice.core.envelope import ENVELOPE_SLACK, KEY_AFTER_STINT, is_near
 from rtc_appservice.core.model import (
     DeviceId,
+    DeviceTrust,
     Evidence,
     KeyMark,
     MegolmEnvelope,
@@ -271,9 +272,10 @@ def _read_to_device_key(
     calls: dict[int, CallTraffic],
 ) -> None:
     at = observation.event_at
-    if body.claimed_device_id is None:
-        return
-    own = by_device.get((body.sender, body.claimed_device_id), ())
+    device_id = body.sender_device_id or body.claimed_device_id
+    if device_id is None or body.device_matches is False or body.trust is DeviceTrust.INVALID:
+        return  # whatever it handed over, it was not this device's key
+    own = by_device.get((body.sender, device_id), ())
     for span, theirs in _receiving(by_device.get((body.recipient, body.recipient_device), ()), at):
         ours = [p[1] for p in own if p[1].slot_id == theirs.slot_id]
         ours = [stint for stint in ours if is_near(stint.joined_at, stint.left_at, at, KEY_AFTER_STINT)]

@@ -5,7 +5,7 @@ What `run` does through the database, `audit` does in memory, by the same functi
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +14,8 @@ from msgspec import Struct
 from rtc_appservice.core.envelope import place, placed_observation
 from rtc_appservice.core.ledger import history_ledger
 from rtc_appservice.core.model import (
+    Device,
+    Gap,
     HeldEnvelope,
     Observation,
     Report,
@@ -24,6 +26,7 @@ from rtc_appservice.core.model import (
     StintSpan,
     UserId,
 )
+from rtc_appservice.core.opened import Opened
 from rtc_appservice.core.report import build_report
 from rtc_appservice.core.session import project_room
 from rtc_appservice.core.stints import build_spans, build_stints, in_order
@@ -35,6 +38,7 @@ class RecordedTransaction(Struct, frozen=True):
 
     received_at: datetime
     body: dict[str, Any]
+    opened: Opened | None = None  #: what a device of ours decrypted of it
 
 
 def audit(
@@ -44,13 +48,16 @@ def audit(
     scope: str,
     secret: bytes,
     settings: Settings | None = None,
+    witness: Device | None = None,
+    gaps: Sequence[Gap] = (),
 ) -> Report:
     """
     Audit recorded transactions; the report is made as of the last one, and what is not due then stays `pending`.
 
     `scope` is `auto`, `rooms` or `users` (envelopes of all local users were shown). With `auto` they count as shown
     where transactions carried to-device messages or one-time-key counts of two users: one alone may be our own.
-    `homeserver` None: the server name most users of the recording have.
+    `witness` is the device that opened them: a member of the calls, whose messages came in transactions, which may have
+    lost some. `gaps` are what it could not open. `homeserver` None: the server name most users of the recording have.
     """
     recorded = sorted(transactions, key=lambda transaction: transaction.received_at)
     name = ServerName(homeserver or _most_frequent_server(recorded))
@@ -62,7 +69,11 @@ def audit(
     watermark_at: datetime | None = None
     for transaction in recorded:
         intake = reader.read(
-            transaction.body, received_at=transaction.received_at, watched=watched, watermark_at=watermark_at
+            transaction.body,
+            received_at=transaction.received_at,
+            watched=watched,
+            watermark_at=watermark_at,
+            opened=transaction.opened,
         )
         for observation in intake.observations:
             observations[observation.room_id].append(observation)
@@ -82,6 +93,8 @@ def audit(
             observations=tuple(found),
             watermark_at=watermark_at,
             envelopes=len(served) > 1 if scope == "auto" else scope == "users",
+            gaps=tuple(gaps),
+            witnesses=frozenset(() if witness is None else (witness,)),
         )
         for room_id, found in observations.items()
         if room_id in watched
@@ -91,7 +104,7 @@ def audit(
         entry.redacted_at is None for history in histories for entry in history_ledger(history.observations)
     )
     return build_report(
-        [session.report for session in sessions], gaps=(), room_keys_in_history=in_history, now=watermark_at
+        [session.report for session in sessions], gaps=gaps, room_keys_in_history=in_history, now=watermark_at
     )
 
 

@@ -14,6 +14,7 @@ from rtc_appservice.core.model import (
     CallId,
     DeviceId,
     DeviceRef,
+    DeviceTrust,
     Evidence,
     FallbackCause,
     Finding,
@@ -77,11 +78,12 @@ class Case:
     watermark_at: datetime
     settled: bool
     settings: Settings
+    witnesses: frozenset[Device] = frozenset()
 
 
 def find(case: Case) -> tuple[Finding, ...]:
     """Give the findings of a call, in order of time; beyond 1,000 one `flood` stands for the rest."""
-    sources = (_fallbacks, _obligations, _rotations, _storms, _splits, _keys_in_clear, _indexes, _memberships)
+    sources = (_fallbacks, _obligations, _rotations, _storms, _splits, _keys_in_clear, _trust, _indexes, _memberships)
     found = sorted(
         (finding for source in sources for finding in source(case)),
         key=lambda finding: (finding.at, finding.finding_id),
@@ -205,7 +207,7 @@ def _splits(case: Case) -> Iterator[Finding]:
         if sent.stint is not None and not sent.after_leave:
             room_mode[sent.sender].append(sent)
     for other, stints in case.call.span.devices().items():
-        if other not in to_device and not is_to_device_only(stints):
+        if other in case.witnesses or (other not in to_device and not is_to_device_only(stints)):
             continue
         own = room_mode.get(other)
         for sender, keys in room_mode.items():
@@ -224,7 +226,8 @@ def _splits(case: Case) -> Iterator[Finding]:
     for position, (mine, stint) in enumerate(dialects):
         for theirs, earlier in dialects[:position]:
             pair = frozenset((stint.device, earlier.device))
-            if mine != theirs and stint.overlaps(earlier) and pair not in told:
+            ours = pair & case.witnesses
+            if mine != theirs and stint.overlaps(earlier) and pair not in told and not ours:
                 told.add(pair)
                 at = max(stint.joined_at, earlier.joined_at)
                 rests_on = [earlier.opened_by.identity, stint.opened_by.identity]
@@ -285,6 +288,53 @@ def _counted(
             "encrypted_room": case.encrypted_room,
             "history_visibility": case.history_visibility,
         },
+        rests_on=[observation.identity for observation in found],
+        counted=True,
+    )
+
+
+def _trust(case: Case) -> Iterator[Finding]:
+    """Keys of devices their user did not sign, and keys handed out under another device's name: once per device."""
+    untrusted: dict[tuple[Device, DeviceTrust], list[Observation]] = defaultdict(list)
+    mismatched: dict[tuple[Device, DeviceId | None], list[Observation]] = defaultdict(list)
+    for observation in case.observations:
+        body = observation.body
+        if not isinstance(body, RoomKey | ToDeviceKey) or not body.encrypted:
+            continue
+        claimed = body.device_id if isinstance(body, RoomKey) else body.claimed_device_id
+        device = (body.sender, body.sender_device_id or claimed or DeviceId(""))
+        if body.trust in (DeviceTrust.UNSIGNED, DeviceTrust.INVALID):
+            untrusted[(device, body.trust)].append(observation)
+        if body.device_matches is False:
+            mismatched[(device, claimed)].append(observation)
+    for (device, trust), found in untrusted.items():
+        severity = Severity.CRITICAL if trust is DeviceTrust.INVALID else Severity.WARNING
+        details = {"trust": trust, "count": len(found)}
+        yield _on_delivery(case, FindingKind.UNTRUSTED_SENDER_DEVICE, severity, device, trust, details, found)
+    for (device, claimed), found in mismatched.items():
+        kind, severity = FindingKind.CLAIMED_DEVICE_MISMATCH, Severity.CRITICAL
+        details = {"claimed_device_id": claimed, "count": len(found)}
+        yield _on_delivery(case, kind, severity, device, claimed or "", details, found)
+
+
+def _on_delivery(
+    case: Case,
+    kind: FindingKind,
+    severity: Severity,
+    device: Device,
+    obligation: str,
+    details: dict[str, Any],
+    found: Sequence[Observation],
+) -> Finding:
+    return _finding(
+        case,
+        kind,
+        severity,
+        found[0].event_at,
+        Evidence.DIRECT if isinstance(found[0].body, ToDeviceKey) else Evidence.DECRYPTED,
+        device,
+        obligation=obligation,
+        details=details,
         rests_on=[observation.identity for observation in found],
         counted=True,
     )

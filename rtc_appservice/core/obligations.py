@@ -20,6 +20,8 @@ from rtc_appservice.core.stints import DeviceStint
 
 #: A delivery may overtake the membership that made it due.
 EARLY = timedelta(seconds=5)
+#: Excuse: a device of ours watches, and sends no keys.
+WITNESS = "witness"
 #: Excuse: Element Call manages keys only in encrypted rooms, and none were seen.
 KEYS_OFF = "key_management_off"
 
@@ -59,7 +61,8 @@ class Sight:
     envelopes: bool
     gaps: tuple[Gap, ...]  #: times in which something was not seen
     keys_managed: bool
-    witnesses: frozenset[Device]  #: our own devices that read loss-free
+    witnesses: frozenset[Device]  #: our own devices: what is sent to them is read
+    loss_free: bool  #: and none of it can have been lost on the way
     room_only: frozenset[int]  #: Python ids of stints that owe by room event from the start
     cannot_send: frozenset[int]  #: … of those that could not send by to-device, or gave it up
     watermark_at: datetime
@@ -115,10 +118,9 @@ class _Owed:
         )
         self.gone = frozenset(id(stint) for stint in among if _gone_by(stint, self.grace))
         self.remote = frozenset(id(stint) for stint in among if not stint.user_id.endswith(domain))
-        self.witnesses = frozenset(id(stint) for stint in among if stint.device in sight.witnesses)
-        self.staying_witnesses = frozenset(
-            id(stint) for stint in among if stint.device in sight.witnesses and not _gone_by(stint, self.horizon)
-        )
+        self.read = frozenset(id(stint) for stint in among if stint.device in sight.witnesses)
+        self.witnesses = self.read if sight.loss_free else frozenset()
+        self.staying_witnesses = self.witnesses - {id(stint) for stint in among if _gone_by(stint, self.horizon)}
 
 
 def obligations(call: CallTraffic, sight: Sight) -> Iterator[ObligationGroup]:
@@ -172,6 +174,9 @@ def _groups(traffic: _Traffic, sight: Sight, owed: _Owed, sender: DeviceStint) -
             yield group(frozenset((id(delivery.recipient),)), met, met_at=delivery.at, evidence=delivery.evidence)
     if not left:
         return
+    if sender.device in sight.witnesses:
+        yield group(left, Outcome.EXCUSED, WITNESS, evidence=Evidence.DIRECT)
+        return
     first = traffic.room_key(sender)
     in_room_mode = first is not None and first.at < owed.moment.at and id(sender) not in sight.cannot_send
     if id(sender) in sight.room_only or in_room_mode:
@@ -193,7 +198,7 @@ def _groups(traffic: _Traffic, sight: Sight, owed: _Owed, sender: DeviceStint) -
     missing = frozenset() if owed.in_gap or _gone_by(sender, owed.horizon) else left & owed.staying_witnesses
     if missing:
         yield group(missing, Outcome.MISSING, evidence=Evidence.DIRECT)
-    unseen = left & owed.remote if sight.envelopes and not owed.in_gap else left
+    unseen = left if owed.in_gap else left & owed.remote if sight.envelopes else left - owed.read
     if unseen:
         yield group(unseen, Outcome.UNOBSERVABLE)
     if left:

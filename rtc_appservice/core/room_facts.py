@@ -10,14 +10,22 @@ from rtc_appservice.core.stints import CallSpan
 WATCHED_LONG_ENOUGH = timedelta(hours=4)
 
 
+#: These hide to-device messages, no membership.
+_TO_DEVICE_ONLY = frozenset({GapReason.TO_DEVICE_LOST, GapReason.UNDECRYPTABLE})
+
+
 class RoomFacts:
     """Answers what was known of the room when a call began."""
 
     def __init__(self, history: RoomHistory, observations: Sequence[Observation]) -> None:
         """Take the room and its ordered observations."""
         self._history = history
-        #: What was not seen of this room.
-        self.gaps = tuple(gap for gap in history.gaps if gap.room_id in (None, history.room_id))
+        #: What was not seen of this room's state and to-device traffic: an event that stayed sealed tells so by itself.
+        self.gaps = tuple(
+            gap
+            for gap in history.gaps
+            if gap.room_id is None or (gap.room_id == history.room_id and gap.reason is not GapReason.UNDECRYPTABLE)
+        )
         self._state = [(o.event_at, o.body) for o in observations if isinstance(o.body, RoomState)]
         created = [at for at, body in self._state if body.event_type == "m.room.create"]
         self._seen_since = min((at for at in (*created, history.snapshot_at) if at is not None), default=None)
@@ -28,7 +36,7 @@ class RoomFacts:
         if since is None and self._history.watched_since is not None:
             since = self._history.watched_since + WATCHED_LONG_ENOUGH
         for gap in self.gaps:
-            if gap.reason is GapReason.TO_DEVICE_LOST or (gap.started_at is not None and gap.started_at > started_at):
+            if gap.reason in _TO_DEVICE_ONLY or (gap.started_at is not None and gap.started_at > started_at):
                 continue
             if gap.ended_at is None or gap.ended_at > started_at:
                 return False

@@ -81,7 +81,8 @@ def analyse(history: RoomHistory, observations: Sequence[Observation], settings:
             envelopes=history.envelopes,
             gaps=room.gaps,
             keys_managed=encrypted is not False or bool(call.room_keys or call.deliveries),
-            witnesses=frozenset(),
+            witnesses=history.witnesses,
+            loss_free=history.loss_free,
             room_only=_stints(fallbacks, FallbackCause.ROOM_ONLY_CLIENT),
             cannot_send=_stints(fallbacks, FallbackCause.HOST_CANNOT_SEND, FallbackCause.GAVE_UP),
             watermark_at=history.watermark_at,
@@ -111,7 +112,7 @@ def _put_in_words(
         counts[owed.outcome] += len(owed.ids)
         keys_off += len(owed.ids) if owed.excuse == obligations.KEYS_OFF else 0
     participants = _participants(call, found.fallbacks)
-    coverage = verdict.coverage_of(call, envelopes=history.envelopes, witness=False)
+    coverage = verdict.coverage_of(call, envelopes=history.envelopes, witness=_has(span, history.witnesses))
     most = verdict.max_participants(span)
     decided, evidence = verdict.decide(
         call,
@@ -136,6 +137,7 @@ def _put_in_words(
         watermark_at=history.watermark_at,
         settled=found.settled,
         settings=settings,
+        witnesses=history.witnesses,
     )
     report = CallReport(
         call_id=found.call_id,
@@ -200,6 +202,10 @@ def _within(span: CallSpan, observations: Sequence[Observation], settings: Setti
         and (until is None or o.event_at <= until)
         and not (isinstance(o.body, ToDeviceKey) and o.body.slot_id != span.slot_id)
     ]
+
+
+def _has(span: CallSpan, devices: frozenset[Device]) -> bool:
+    return any(stint.device in devices for stint in span.stints if not stint.sealed)
 
 
 def _stints(fallbacks: Sequence[Occurrence], *causes: FallbackCause) -> frozenset[int]:

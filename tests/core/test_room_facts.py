@@ -69,9 +69,10 @@ def test_gaps_of_other_rooms_do_not_matter() -> None:
     assert call.beginning_seen
 
 
-def test_lost_to_device_messages_hide_no_membership() -> None:
+@pytest.mark.parametrize("reason", [GapReason.TO_DEVICE_LOST, GapReason.UNDECRYPTABLE])
+def test_lost_to_device_messages_hide_no_membership(reason: GapReason) -> None:
     """Memberships are room events, which the homeserver keeps and sends again."""
-    call = alone().call(watched_since=at(-20 * HOURS), gaps=(gap(-100, -50, GapReason.TO_DEVICE_LOST),))
+    call = alone().call(watched_since=at(-20 * HOURS), gaps=(gap(-100, -50, reason),))
 
     assert call.beginning_seen
 
