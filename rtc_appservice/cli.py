@@ -211,21 +211,45 @@ def db_current(config_path: Path, form: Format) -> None:
     show_default=True,
     help="Whether to-device envelopes between users were recorded; auto looks for them.",
 )
+@click.option(
+    "--account",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="The account of a device that was in the calls: what was sent to it is decrypted.",
+)
 @_format_option
 @_example("rtc-appservice audit transactions.jsonl --format json")
-def audit(files: tuple[str, ...], homeserver: str | None, scope: str, form: Format) -> None:
+def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: Path | None, form: Format) -> None:
     """
     Audit recorded transactions offline and print the report.
 
     Each line of a FILE is a JSON object with `body`, the transaction, and `received_at` or `recv_ts`, in milliseconds
-    or RFC 3339. FILE can be - for standard input.
+    or RFC 3339. FILE can be - for standard input. An account is a JSON object with `user_id`, `device_id`, and the Olm
+    account of before the recording as libolm writes it, `pickle` and `pickle_key`.
     """
     from rtc_appservice.core.audit import audit as audit_transactions
     from rtc_appservice.recording import read_recordings
 
     transactions = _with_progress(read_recordings(files))
     # Nothing keyed leaves this process in a form to compare, so a secret of its own is enough.
-    report = audit_transactions(transactions, homeserver=homeserver, scope=scope, secret=secrets.token_bytes(32))
+    secret = secrets.token_bytes(32)
+    if account is None:
+        _print_report(audit_transactions(transactions, homeserver=homeserver, scope=scope, secret=secret), form)
+        return
+    try:
+        from rtc_appservice.intake.account import load_account, open_recording
+    except ImportError as error:
+        raise ConfigError(
+            f"--account needs `pip install 'rtc-appservice[encryption]'` ({error.name} is missing)"
+        ) from error
+    found = open_recording(transactions, load_account(account))
+    report = audit_transactions(
+        found.transactions,
+        homeserver=homeserver or found.homeserver,
+        scope=scope,
+        secret=secret,
+        witness=found.device,
+        gaps=found.gaps,
+    )
     _print_report(report, form)
 
 
