@@ -140,7 +140,7 @@ class LegacyClient(Client):
         self._resend()
 
     def _make_key(self) -> int:
-        index = (self.current + 1) % 256
+        index = (self.current + 1) % self.generation.indexes
         self.keys[index] = self.world.new_key(padded=self.generation.padded)
         return index
 
@@ -221,7 +221,7 @@ class ModernClient(Client):
         else:
             return
         if changed:
-            self._make_key((self.index + 1) % 256)
+            self._make_key((self.index + 1) % self.generation.indexes)
         self.must_rotate = False
         self.busy = True
         self.shared = {} if changed else shared

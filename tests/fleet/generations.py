@@ -16,6 +16,7 @@ class Generation:
     smart: bool = False  #: a room key of somebody else makes it leave to-device for good
     grace_ms: int | None = 10_000  #: modern: a younger key is shared with a joiner; None: a key of any age
     key_history: bool = False  #: a room key event repeats all keys of the session
+    indexes: int = 256  #: 16 up to 34.8
     sent_ts: bool = True
     padded: bool = False
     expires: bool = True
@@ -31,7 +32,7 @@ _D2 = replace(_S3, name="D2", release="43.0", smart=False, long_state_key=True, 
 
 #: By label; smart and D1 clients have the to-device option on, `D1off` has it unset.
 GENERATIONS = {
-    "R0": replace(_R1, name="R0", release="34.5", key_history=True, sent_ts=False, expires=False),
+    "R0": replace(_R1, name="R0", release="34.5", key_history=True, indexes=16, sent_ts=False, expires=False),
     "R1": _R1,
     "S1": replace(_R1, name="S1", release="37.6", to_device=True, smart=True, to_device_sent_ts=False),
     "S2": replace(_S3, name="S2", release="37.11", grace_ms=None),

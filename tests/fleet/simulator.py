@@ -22,10 +22,10 @@ from typing import Any
 from . import bodies
 from .clients import Client, LegacyClient, ModernClient
 from .generations import GENERATIONS, Device
+from .scheduler import Scheduler, Transaction
 from .truth import MediaKey, RoomKeySent, Stint, Switch, ToDeviceSent, Truth
 
 START = 1_795_000_000_000
-_TRANSACTION_LIMIT = 100  #: events, and to-device messages, in one transaction
 Range = tuple[int, int]
 
 
@@ -40,21 +40,6 @@ class Timing:
     push: Range = (20, 120)  #: from the homeserver to the appservice
     #: Who sees a joiner's key before its membership, whatever the ranges say; None: the ranges decide.
     outrun_at: frozenset[Device] | None = None
-
-
-@dataclass(frozen=True)
-class Transaction:
-    """A transaction as the appservice receives it."""
-
-    received_at: int
-    body: dict[str, Any]
-
-
-@dataclass
-class _Pushed:
-    ready_at: int
-    entry: dict[str, Any]
-    message: ToDeviceSent | None = None
 
 
 class Simulator:
@@ -77,9 +62,10 @@ class Simulator:
         self.truth = Truth("!" + self._name(43), server, encrypted)
         self._labels: dict[Device, str] = {}
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
-        self._pushed: list[_Pushed] = []
+        self._scheduler = Scheduler(self.random, server)
         self._seen_at: dict[Device, int] = {}
         self._last_ts = 0
+        self._last_event_id = ""
         self._state: dict[str, dict[str, Any]] = {}
         self._counter = 0
         self._member_ids: dict[int, str] = {}
@@ -122,7 +108,9 @@ class Simulator:
             action()
         self.now = START + until
         self._emit("m.room.message", self._creator(), {"msgtype": "m.text", "body": "x"}, room_id="!" + self._name(43))
-        return self._transactions()
+        transactions = self._scheduler.transactions()
+        self.truth.ended_at = transactions[-1].received_at
+        return transactions
 
     # --- what clients ask for (clients.World) --------------------------------------------------
 
@@ -258,7 +246,7 @@ class Simulator:
             at = self._emit("m.room.encrypted", device[0], sealed)
         else:
             at = self._emit(bodies.KEY_TYPE, device[0], content)
-        event_id = self._pushed[-1].entry["event_id"]
+        event_id = self._last_event_id
         self.truth.room_keys.append(RoomKeySent(event_id, at, device, stint, after_leave, keys))
         for client in self.clients.values():
             delay = self.random.randint(*self.timing.timeline)
@@ -318,8 +306,8 @@ class Simulator:
                 entry["prev_content"] = before["content"]
                 entry["replaces_state"] = before["event_id"]
             self._state[kind + state_key] = entry
-        ready_at = at + self.random.randint(*self.timing.push)
-        self._pushed.append(_Pushed(ready_at, entry))
+        self._last_event_id = entry["event_id"]
+        self._scheduler.push_event(at + self.random.randint(*self.timing.push), entry)
         return at
 
     def _seal_olm(self, message: ToDeviceSent, kind: str, content: dict[str, Any]) -> None:
@@ -346,55 +334,7 @@ class Simulator:
             message.message_id,
             opening=opening,
         )
-        self._pushed.append(_Pushed(self.now + self.random.randint(*self.timing.push), entry, message))
-
-    def _transactions(self) -> list[Transaction]:
-        """One at a time: while one is under way, the next collects. Events keep the order of the stream."""
-        newest = 0
-        for pushed in self._pushed:
-            if pushed.message is None:
-                newest = pushed.ready_at = max(pushed.ready_at, newest)
-        waiting = sorted(self._pushed, key=lambda pushed: pushed.ready_at)
-        transactions = []
-        free_at = position = 0
-        while position < len(waiting):
-            sent_at = max(free_at, waiting[position].ready_at)
-            events: list[dict[str, Any]] = []
-            messages: list[dict[str, Any]] = []
-            received_at = sent_at + 3
-            while position < len(waiting) and waiting[position].ready_at <= sent_at:
-                pushed = waiting[position]
-                into = events if pushed.message is None else messages
-                if len(into) >= _TRANSACTION_LIMIT:
-                    break
-                into.append(pushed.entry)
-                if pushed.message is not None:
-                    pushed.message.received_at = received_at
-                position += 1
-            transactions.append(Transaction(received_at, self._body(events, messages, received_at)))
-            free_at = received_at + self.random.randint(5, 25)
-        self.truth.ended_at = transactions[-1].received_at
-        return transactions
-
-    def _body(self, events: list[dict[str, Any]], messages: list[dict[str, Any]], received_at: int) -> dict[str, Any]:
-        counts: dict[str, Any] = {}
-        for entry in events:
-            age = received_at - entry["origin_server_ts"]
-            before = {name: entry[name] for name in ("prev_content", "replaces_state") if name in entry}
-            entry["age"] = age
-            entry["unsigned"] = {"age": age, **before}
-            if entry["sender"].endswith(":" + self.truth.server):
-                counts[entry["sender"]] = {"SOMEDEVICE": {"signed_curve25519": 50}}
-        body: dict[str, Any] = {
-            "events": events,
-            "ephemeral": [],
-            "de.sorunome.msc2409.ephemeral": [],
-            "de.sorunome.msc2409.to_device": messages,
-        }
-        if counts:
-            body["org.matrix.msc3202.device_one_time_key_counts"] = counts
-            body["org.matrix.msc3202.device_one_time_keys_count"] = counts
-        return body
+        self._scheduler.push_message(self.now + self.random.randint(*self.timing.push), entry, message)
 
     # --- names ---------------------------------------------------------------------------------
 
