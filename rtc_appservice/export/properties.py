@@ -179,7 +179,7 @@ class RtcAuditorReport(Common, frozen=True, kw_only=True):
     calls_active: Annotated[int, _count("Call sessions going on.")]
     rooms_watched: Annotated[int, _count("Rooms in which MatrixRTC was seen.")]
     outbox_pending: Annotated[int, _count("Events waiting to be sent, of all homeservers.")]
-    outbox_oldest_age_seconds: Annotated[float, _count("Age of the oldest event waiting; 0 if none waits.")]
+    outbox_oldest_age_seconds: Annotated[float, _count("Time the oldest event waiting has waited; 0 if none waits.")]
     gaps: Annotated[int, _count("Gaps recorded in the last 28 days.")]
     uptime_seconds: Annotated[float, _count("Since this process started.")]
 

@@ -69,7 +69,7 @@ OUTBOX_DEAD = Description(
 OUTBOX_AGE = Description(
     PREFIX + "outbox_oldest_pending_age_seconds",
     "gauge",
-    "Age of the oldest event waiting to be sent, by its own timestamp; 0 if none waits.",
+    "Time the oldest event waiting to be sent has waited; 0 if none waits.",
     {"sink": (SINK,)},
 )
 PARTITION_HORIZON = Description(

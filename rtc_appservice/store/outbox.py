@@ -37,7 +37,7 @@ class Pending(Struct, frozen=True, kw_only=True):
 
     pending: int
     dead: int
-    oldest_at: datetime | None  #: event time of the oldest pending row
+    oldest_at: datetime | None  #: when the oldest pending row was put in
 
 
 async def put(conn: Connection, rows: Sequence[OutboxRow], at: datetime) -> None:
@@ -46,8 +46,9 @@ async def put(conn: Connection, rows: Sequence[OutboxRow], at: datetime) -> None
         return
     await conn.execute(
         """
-        INSERT INTO outbox (uuid, event, distinct_id, timestamp, properties, state, attempts, next_attempt_at)
-        SELECT uuid, event, distinct_id, timestamp, properties, 'pending', 0, $6
+        INSERT INTO outbox
+            (uuid, event, distinct_id, timestamp, properties, state, attempts, next_attempt_at, queued_at)
+        SELECT uuid, event, distinct_id, timestamp, properties, 'pending', 0, $6, $6
         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::jsonb[])
         AS added (uuid, event, distinct_id, timestamp, properties)
         ON CONFLICT DO NOTHING
@@ -111,12 +112,20 @@ async def dead(conn: Connection, uuids: Sequence[UUID]) -> None:
     await conn.execute("UPDATE outbox SET state = 'dead' WHERE uuid = ANY($1::uuid[])", uuids)
 
 
+async def requeue(conn: Connection, now: datetime) -> int:
+    """Make every row that was set aside wait again, unchanged; give how many."""
+    rows = await conn.fetch(
+        "UPDATE outbox SET state = 'pending', attempts = 0, next_attempt_at = $1 WHERE state = 'dead' RETURNING 1", now
+    )
+    return len(rows)
+
+
 async def pending(conn: Connection) -> Pending:
     """Count what waits, and say since when."""
     row = await conn.fetchrow(
         """
         SELECT count(*) FILTER (WHERE state = 'pending') AS pending, count(*) FILTER (WHERE state = 'dead') AS dead,
-               min(timestamp) FILTER (WHERE state = 'pending') AS oldest_at
+               min(coalesce(queued_at, timestamp)) FILTER (WHERE state = 'pending') AS oldest_at
         FROM outbox
         """
     )

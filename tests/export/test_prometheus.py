@@ -136,15 +136,11 @@ async def test_outbox_and_calls(pool: Pool, listener: Scraped) -> None:
     """What waits and what goes on is read from the store; no identifier is on the page."""
     call = make_call()
     long_ago = datetime.now(UTC) - timedelta(seconds=100)
-    rows = [
-        msgspec.structs.replace(row, timestamp=long_ago)
-        for row in outbox_rows(
-            call, call.report.findings, first_time=True, terms=Terms(secret=b"secret", app_version="1")
-        )
-    ]
+    terms = Terms(secret=b"secret", app_version="1")
+    rows = outbox_rows(call, call.report.findings, first_time=True, terms=terms)
     async with pool.acquire() as conn:
         stream = await open_stream(conn, ServerName("example.org"))
-        await outbox.put(conn, rows, START)
+        await outbox.put(conn, rows, long_ago)
         await outbox.dead(conn, [rows[0].uuid])
         await conn.execute(
             "INSERT INTO call_session VALUES (1, $1, 'call', $2, 'm.call#ROOM', NULL, 'mixed', 'direct', false, '{}')",

@@ -36,7 +36,7 @@ async def test_lease_and_done(conn: Connection) -> None:
     assert type(first[0].row.uuid) is UUID
     assert meanwhile == []
     assert [(rows[1], 2), (rows[0], 2)] == [(leased.row, leased.attempts) for leased in again]
-    assert Pending(pending=1, dead=0, oldest_at=rows[0].timestamp) == await outbox.pending(conn)
+    assert Pending(pending=1, dead=0, oldest_at=NOON) == await outbox.pending(conn)
 
 
 async def test_put_again_changes_nothing(conn: Connection) -> None:
@@ -57,7 +57,20 @@ async def test_retry_and_dead(conn: Connection) -> None:
     assert await outbox.lease(conn, 10, 60, NOON + timedelta(seconds=4)) == []
     later = await outbox.lease(conn, 10, 60, NOON + timedelta(hours=1))
     assert [UUID(int=1)] == [leased.row.uuid for leased in later]
-    assert Pending(pending=1, dead=1, oldest_at=row(1).timestamp) == await outbox.pending(conn)
+    assert Pending(pending=1, dead=1, oldest_at=NOON) == await outbox.pending(conn)
+
+
+async def test_requeue(conn: Connection) -> None:
+    """What was set aside waits again under the same uuid, unchanged, and as long as it has waited."""
+    await outbox.put(conn, [row(1, a=1), row(2)], NOON)
+    await outbox.lease(conn, 10, 60, NOON)
+    await outbox.dead(conn, [UUID(int=1)])
+    later = NOON + timedelta(seconds=30)
+
+    assert 1 == await outbox.requeue(conn, later)
+    assert 0 == await outbox.requeue(conn, later)
+    assert [(row(1, a=1), 1)] == [(leased.row, leased.attempts) for leased in await outbox.lease(conn, 10, 60, later)]
+    assert Pending(pending=2, dead=0, oldest_at=NOON) == await outbox.pending(conn)
 
 
 async def test_many_senders_share(pool: Pool) -> None:
