@@ -156,7 +156,9 @@ def _give(
         if stint.left_at is not None and stint.left_at <= key.at <= stint.left_at + KEY_AFTER_STINT
     ]
     is_legacy = any(mark.padded is False for mark in key.keys)
-    lead = KEY_BEFORE_STINT if is_legacy or not ended else KEY_BEFORE_REJOIN
+    # RTCEncryptionManager begins anew with index 0 at each join: a higher one is of the stint that ended.
+    goes_on = any(mark.padded and mark.index > 0 for mark in key.keys)
+    lead = KEY_BEFORE_STINT if is_legacy or not ended else timedelta() if goes_on else KEY_BEFORE_REJOIN
     live = next((pair for pair in own if pair[1].is_live(key.at)), None)
     soon = next((pair for pair in own if key.at < pair[1].joined_at <= key.at + lead), None)
     found = live or soon

@@ -57,7 +57,7 @@ CAUSES: dict[FallbackCause, Meaning] = {
             "Unpadded keys, or no `sent_ts`, or several keys in one event; the first within 5 s of its own join; no "
             "sign of to-device in the call."
         ),
-        rests_on="the room key event and its moment",
+        rests_on="the room key event and its moment; sealed, a host that refuses looks the same",
         does_not_mean="a wrong setting for certain: js-sdk before 37.4 knows nothing else, later ones may have it off.",
         recording="legacy-only",
     ),
