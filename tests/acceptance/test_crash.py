@@ -43,13 +43,25 @@ class Proxy:
         self.before_answer: Callable[[], None] | None = None
         self._service_port = service_port
         self._armed_for = b""
+        self._serving: set[asyncio.Task[None]] = set()
 
     def arm(self, marker: bytes, strike: Callable[[], None]) -> None:
         """Call `strike` once, when the request that holds `marker` is answered."""
         self._armed_for, self.before_answer = marker, strike
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection."""
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry a connection until it ends, or until `close`."""
+        task = asyncio.create_task(self._carry(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def close(self) -> None:
+        """End every connection."""
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._service_port)
         except OSError:
@@ -153,7 +165,7 @@ async def installation(tmp_path: Path, database: str) -> AsyncIterator[Installat
     """Give a configured service behind a listening proxy, on a database of its own."""
     service_port = free_port()
     proxy = Proxy(service_port)
-    listener = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    listener = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     proxy.port = listener.sockets[0].getsockname()[1]
     text = registration.render(registration.Scope.USERS, domain=SERVER_NAME, url=f"http://127.0.0.1:{proxy.port}")
     (tmp_path / "registration.yaml").write_text(text)
@@ -164,6 +176,7 @@ async def installation(tmp_path: Path, database: str) -> AsyncIterator[Installat
     await conn.close()
     listener.close()
     await listener.wait_closed()
+    await proxy.close()
 
 
 def key_event(number: int) -> dict[str, Any]:
