@@ -11,6 +11,7 @@ import signal
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -68,6 +69,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         metrics = Metrics(pool, [config.homeserver.domain], __version__)
         intake = await _open_intake(config, pool)
         projector = await _projector(config, registration, pool)
+        projector = replace(projector, events=metrics.counting(projector.events, config.deployment_secret))
         if config.metrics.enabled:
             await stack.enter_async_context(_admin_listener(config, dsn, metrics))
         await stack.enter_async_context(_homeserver_listener(config, registration, intake, metrics))

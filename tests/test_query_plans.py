@@ -22,7 +22,17 @@ from rtc_appservice.core.model import (
     UserId,
 )
 from rtc_appservice.core.wire import Intake
-from rtc_appservice.store import envelopes, findings, observations, outbox, partitions, projection, rooms, sessions
+from rtc_appservice.store import (
+    condition,
+    envelopes,
+    findings,
+    observations,
+    outbox,
+    partitions,
+    projection,
+    rooms,
+    sessions,
+)
 from rtc_appservice.store.pool import Connection
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -98,6 +108,7 @@ async def record_one(conn: Connection) -> None:
 ACTS: dict[str, Act] = {
     "record": record_one,
     "load_room": lambda c: observations.load_room(c, HOMESERVER, ROOM, 1, NOW),
+    "load_condition": lambda c: condition.load_condition(c, NOW),
     "candidates": lambda c: projection.candidates(c, 1, NOW, 100),
     "claim": lambda c: projection.claim(c, 1, NOW),
     "first_overlapping": lambda c: projection.first_overlapping(c, 1, NOW),
