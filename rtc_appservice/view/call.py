@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from rtc_appservice.core.explain import CallExplanation, OwedKey, TimelineEntry
-from rtc_appservice.core.model import DeviceRef, Outcome
-from rtc_appservice.view.report import clock, device_name, new_table, plain, print_call
+from rtc_appservice.core.model import Outcome
+from rtc_appservice.view.report import new_table, print_call
+from rtc_appservice.view.words import clock, device_name, plain, precise
 
 #: One letter an outcome, for the cells of the matrix.
 LETTERS = {
@@ -46,7 +47,7 @@ def _print_timeline(console: Console, timeline: Sequence[TimelineEntry]) -> None
     rows = new_table("at", "what happened", "device", "evidence")
     for entry in timeline:
         who = "not readable" if entry.device is None else device_name(entry.device)
-        rows.add_row(_precise(entry), Text(_what(entry)), Text(who), entry.evidence or "")
+        rows.add_row(precise(entry.at), Text(_what(entry)), Text(who), entry.evidence or "")
     console.print(rows)
 
 
@@ -65,10 +66,10 @@ def _print_matrix(console: Console, owed: Sequence[OwedKey]) -> None:
     """One row a sender, one column a recipient, a letter for each key owed, in order of time."""
     if not owed:
         return
-    devices = sorted({_key(key.sender) for key in owed} | {_key(key.recipient) for key in owed})
+    devices = sorted({device_name(key.sender) for key in owed} | {device_name(key.recipient) for key in owed})
     cells: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key in owed:
-        cells[(_key(key.sender), _key(key.recipient))].append(LETTERS[key.outcome])
+        cells[(device_name(key.sender), device_name(key.recipient))].append(LETTERS[key.outcome])
     matrix = new_table("owed by \\ to", *(plain(device) for device in devices))
     for sender in devices:
         matrix.add_row(plain(sender), *(" ".join(cells[(sender, recipient)]) for recipient in devices))
@@ -89,11 +90,3 @@ def _print_undelivered(console: Console, owed: Sequence[OwedKey]) -> None:
         names = (Text(device_name(key.sender)), Text(device_name(key.recipient)))
         rows.add_row(clock(key.owed_at), *names, key.moment, f"{outcome} ({key.evidence.value})")
     console.print(rows)
-
-
-def _key(device: DeviceRef) -> str:
-    return device_name(device)
-
-
-def _precise(entry: TimelineEntry) -> str:
-    return f"{clock(entry.at)}.{entry.at.microsecond // 1000:03d}"

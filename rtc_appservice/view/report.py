@@ -7,7 +7,6 @@ Names in a report come from strangers: anything that a terminal would obey is sh
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from io import StringIO
 from typing import TypeVar
 
@@ -23,43 +22,27 @@ from rtc_appservice.core.model import (
     CallReport,
     DeviceRef,
     Fallback,
-    FallbackCause,
     Finding,
     Gap,
     Participant,
     Readiness,
     Report,
-    Severity,
     Stint,
-    Verdict,
+)
+from rtc_appservice.view.words import (
+    CAUSES,
+    READINESS,
+    SEVERITIES,
+    VERDICTS,
+    clock,
+    device_name,
+    length,
+    moment,
+    plain,
 )
 
 #: More than this of anything is for `--format json`.
 LISTED = 30
-
-_READINESS = {
-    "ready": "READY: the room-event backup can be switched off.",
-    "not_ready": "NOT READY: do not switch the room-event backup off yet.",
-    "insufficient_data": "NOT KNOWN YET: too little was seen to say whether the room-event backup can go.",
-}
-_VERDICTS = {
-    Verdict.TO_DEVICE: "all media keys by to-device",
-    Verdict.ROOM_EVENT: "all media keys by room events",
-    Verdict.MIXED: "media keys by to-device and by room events",
-    Verdict.NO_KEYS: "no media key by either way",
-    Verdict.SOLO: "never two participants at once",
-    Verdict.UNKNOWN: "too little was seen to tell",
-}
-_CAUSES = {
-    FallbackCause.STRAY: "sent a room key without being in the call",
-    FallbackCause.AFTER_LEAVE: "had left the call; harmless",
-    FallbackCause.FOLLOWED: "another device was first",
-    FallbackCause.GAVE_UP: "could send by to-device, and gave it up",
-    FallbackCause.HOST_CANNOT_SEND: "its host application cannot send to-device messages",
-    FallbackCause.ROOM_ONLY_CLIENT: "its client can only use room events",
-    FallbackCause.UNKNOWN: "cause not decidable",
-}
-_SEVERITIES = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
 
 _T = TypeVar("_T")
 
@@ -73,7 +56,7 @@ def render_text(report: Report, *, width: int = 120) -> str:
     """Give a report as text for an operator, at most `width` columns wide, without colours."""
     out = StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False, markup=False, emoji=False)
-    console.print(f"MatrixRTC media keys, as of {_time(report.generated_at)}\n")
+    console.print(f"MatrixRTC media keys, as of {moment(report.generated_at)}\n")
     _print_readiness(console, report.readiness)
     _print_totals(console, report)
     for number, call in enumerate(report.calls[-LISTED:], start=max(0, len(report.calls) - LISTED) + 1):
@@ -86,7 +69,7 @@ def render_text(report: Report, *, width: int = 120) -> str:
 
 
 def _print_readiness(console: Console, readiness: Readiness) -> None:
-    console.print(_READINESS.get(readiness.verdict, plain(readiness.verdict)))
+    console.print(READINESS.get(readiness.verdict, plain(readiness.verdict)))
     _print_bullets(console, readiness.reasons)
     console.print()
 
@@ -99,7 +82,7 @@ def _print_totals(console: Console, report: Report) -> None:
 
 def print_call(console: Console, number: int, call: CallReport) -> None:
     """Print one call of a report."""
-    title = f"Call {number}: {call.verdict}, {_VERDICTS[call.verdict]} (evidence: {call.evidence})"
+    title = f"Call {number}: {call.verdict}, {VERDICTS[call.verdict]} (evidence: {call.evidence})"
     console.rule(Text(title), align="left", characters="-")
     facts = new_table("fact", "value", header=False)
     for name, value in _facts(call):
@@ -112,8 +95,12 @@ def print_call(console: Console, number: int, call: CallReport) -> None:
 
 
 def _facts(call: CallReport) -> Iterable[tuple[str, str]]:
-    ended = "still going on" if call.ended_at is None else f"{_time(call.ended_at)} ({_length(call)})"
-    yield "when", f"{_time(call.started_at)} to {ended}" + ("" if call.beginning_seen else "; beginning not seen")
+    ended = (
+        "still going on"
+        if call.ended_at is None
+        else f"{moment(call.ended_at)} ({length(call.ended_at - call.started_at)})"
+    )
+    yield "when", f"{moment(call.started_at)} to {ended}" + ("" if call.beginning_seen else "; beginning not seen")
     encrypted = {True: "encrypted", False: "not encrypted", None: "encryption not seen"}[call.encrypted_room]
     yield "where", f"{plain(call.room_id)} on {plain(call.homeserver)}, {encrypted}; slot {plain(call.slot_id)}"
     yield "call id", plain(call.call_id)
@@ -157,7 +144,7 @@ def _print_fallbacks(console: Console, fallbacks: Sequence[Fallback]) -> None:
             Text(device_name(DeviceRef(user_id=each.user_id, device_id=each.device_id))),
             f"{clock(each.at)}",
             str(each.room_keys),
-            f"{each.cause}: {_CAUSES[each.cause]}{blocks}{remains}{private} ({each.evidence}, {each.confidence:.0%})",
+            f"{each.cause}: {CAUSES[each.cause]}{blocks}{remains}{private} ({each.evidence}, {each.confidence:.0%})",
             Text(device_name(each.caused_by)) if each.caused_by else "itself",
         )
     console.print(table)
@@ -170,7 +157,7 @@ def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
     counted = Counter((f.severity, f.kind, f.evidence) for f in findings)
     table = new_table("finding", "severity", "evidence", "count", "first", "devices")
     for (severity, kind, evidence), count in sorted(
-        counted.items(), key=lambda item: (_SEVERITIES.index(item[0][0]), -item[1], item[0][1])
+        counted.items(), key=lambda item: (SEVERITIES.index(item[0][0]), -item[1], item[0][1])
     ):
         alike = [f for f in findings if (f.severity, f.kind, f.evidence) == (severity, kind, evidence)]
         devices = list(dict.fromkeys(device_name(f.subject) for f in alike if f.subject))
@@ -193,8 +180,8 @@ def _print_gaps(console: Console, gaps: Sequence[Gap]) -> None:
         where = each.room_id or each.homeserver
         table.add_row(
             str(each.reason),
-            _time(each.started_at) if each.started_at else "not known",
-            _time(each.ended_at) if each.ended_at else "not ended",
+            moment(each.started_at) if each.started_at else "not known",
+            moment(each.ended_at) if each.ended_at else "not ended",
             Text(plain(where)),
         )
     console.print(table)
@@ -229,29 +216,3 @@ def _stint(stint: Stint) -> str:
     if stint.left_at is None:
         return f"{clock(stint.joined_at)} to now"
     return f"{clock(stint.joined_at)} to {clock(stint.left_at)} ({stint.end_reason or 'unknown'})"
-
-
-def device_name(device: DeviceRef) -> str:
-    """Give a device as `user device`."""
-    return f"{plain(device.user_id)} {plain(device.device_id)}".rstrip()
-
-
-def _length(call: CallReport) -> str:
-    seconds = round((call.ended_at - call.started_at).total_seconds()) if call.ended_at else 0
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def _time(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
-
-
-def clock(at: datetime) -> str:
-    """Give the time of day, UTC."""
-    return f"{at.astimezone(UTC):%H:%M:%S}"
-
-
-def plain(text: str) -> str:
-    """Give text without anything that a terminal would obey or that would hide its order."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

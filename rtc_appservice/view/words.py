@@ -1,0 +1,84 @@
+"""Stage 7: the words that reports and pages share: verdicts, causes and outcomes in plain language, names and times."""
+
+from datetime import UTC, datetime, timedelta
+
+from rtc_appservice.core.model import Coverage, DeviceRef, Evidence, FallbackCause, Outcome, Severity, Verdict
+
+READINESS = {
+    "ready": "READY: the room-event backup can be switched off.",
+    "not_ready": "NOT READY: do not switch the room-event backup off yet.",
+    "insufficient_data": "NOT KNOWN YET: too little was seen to say whether the room-event backup can go.",
+}
+VERDICTS = {
+    Verdict.TO_DEVICE: "all media keys by to-device",
+    Verdict.ROOM_EVENT: "all media keys by room events",
+    Verdict.MIXED: "media keys by to-device and by room events",
+    Verdict.NO_KEYS: "no media key by either way",
+    Verdict.SOLO: "never two participants at once",
+    Verdict.UNKNOWN: "too little was seen to tell",
+}
+CAUSES = {
+    FallbackCause.STRAY: "sent a room key without being in the call",
+    FallbackCause.AFTER_LEAVE: "had left the call; harmless",
+    FallbackCause.FOLLOWED: "another device was first",
+    FallbackCause.GAVE_UP: "could send by to-device, and gave it up",
+    FallbackCause.HOST_CANNOT_SEND: "its host application cannot send to-device messages",
+    FallbackCause.ROOM_ONLY_CLIENT: "its client can only use room events",
+    FallbackCause.UNKNOWN: "cause not decidable",
+}
+OUTCOMES = {
+    Outcome.DELIVERED: "by to-device, on time",
+    Outcome.LATE: "by to-device, late",
+    Outcome.ROOM_EVENT: "as room event",
+    Outcome.RECOVERED_BY_ROOM_EVENT: "not by to-device; a room event came instead",
+    Outcome.MISSING: "owed and missing",
+    Outcome.EXCUSED: "excused",
+    Outcome.UNCONFIRMED: "not seen; may have arrived",
+    Outcome.UNOBSERVABLE: "could not be seen",
+    Outcome.PENDING: "not due yet",
+}
+COVERAGES = {
+    Coverage.TIMELINE: "the room's timeline, all of it",
+    Coverage.TIMELINE_PARTIAL: "the room's timeline, parts of it unreadable",
+    Coverage.ENVELOPES: "envelopes of to-device messages",
+    Coverage.WITNESS: "a device of ours in the call",
+}
+EVIDENCES = {
+    Evidence.DIRECT: "read in clear",
+    Evidence.DECRYPTED: "read after decryption by a device of ours",
+    Evidence.INFERRED: "deduced from metadata or from absence",
+    Evidence.REPORTED: "a client said so",
+}
+SEVERITIES = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
+
+
+def device_name(device: DeviceRef) -> str:
+    """Give a device as `user device`."""
+    return f"{plain(device.user_id)} {plain(device.device_id)}".rstrip()
+
+
+def length(span: timedelta) -> str:
+    """Give a length of time in its two largest units."""
+    minutes, seconds = divmod(round(span.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def moment(at: datetime) -> str:
+    """Give a time with its day, UTC."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def clock(at: datetime) -> str:
+    """Give the time of day, UTC."""
+    return f"{at.astimezone(UTC):%H:%M:%S}"
+
+
+def precise(at: datetime) -> str:
+    """Give the time of day with milliseconds, UTC."""
+    return f"{clock(at)}.{at.microsecond // 1000:03d}"
+
+
+def plain(text: str) -> str:
+    """Give text without anything that a terminal or browser would obey or that would hide its order."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
