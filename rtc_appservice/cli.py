@@ -4,78 +4,42 @@ import asyncio
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
 
 import click
 
 from rtc_appservice import __version__, registration
+from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
+from rtc_appservice.cli_posthog import posthog
 from rtc_appservice.config import Config
-from rtc_appservice.config_file import PATH_VARIABLE, load_config, write_config
+from rtc_appservice.config_file import load_config, write_config
 from rtc_appservice.core.audit import RecordedTransaction
 from rtc_appservice.core.model import Report
-from rtc_appservice.errors import ConfigError, RtcAppserviceError
+from rtc_appservice.errors import ConfigError
 from rtc_appservice.files import write_secret
 from rtc_appservice.registration import Registration, Scope
-
-Format = Literal["text", "json"]
 
 _PROGRESS_SECONDS = 1.0
 
 
-class _Commands(click.Group):
-    """Commands whose own errors are one message on stderr and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named."""
-        try:
-            return super().invoke(ctx)
-        except RtcAppserviceError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="rtc-appservice")
 def main() -> None:
     """Audits how MatrixRTC media keys travel: as room events or by to-device messages."""
 
 
-_config_option = click.option(
-    "-c",
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="config.yaml",
-    envvar=PATH_VARIABLE,
-    show_default=True,
-    show_envvar=True,
-    help="The configuration.",
-)
-
-_format_option = click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
-)
-
-
-def _example(line: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add an example to the help of a command."""
-
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        command.__doc__ = f"{command.__doc__}\n\n    \b\n    Example:\n      {line}\n"
-        return command
-
-    return add
+main.add_command(posthog)
 
 
 # --- the service ------------------------------------------------------------------------------
 
 
 @main.command()
-@_config_option
-@_example("rtc-appservice run --config /data/config.yaml")
+@config_option
+@example("rtc-appservice run --config /data/config.yaml")
 def run(config_path: Path) -> None:
     """Run the service until SIGTERM or Ctrl-C."""
     from rtc_appservice import logs, service
@@ -90,7 +54,7 @@ def run(config_path: Path) -> None:
 
 @main.command()
 @click.option("--exit", "exit_after_report", is_flag=True, help="End after the report: 0 if it is as expected.")
-@_example("rtc-appservice demo --exit")
+@example("rtc-appservice demo --exit")
 def demo(exit_after_report: bool) -> None:
     """Play three calls on a real homeserver on this machine and print what was found."""
     try:
@@ -109,8 +73,8 @@ def demo(exit_after_report: bool) -> None:
 @click.option("--domain", help="The homeserver's server name.  [default: from the configuration]")
 @click.option("--url", help="Where the homeserver reaches the service.  [default: from the configuration]")
 @click.option("-o", "--output", default="registration.yaml", show_default=True, help="File to write; - for stdout.")
-@_config_option
-@_example("rtc-appservice registration --scope pilot --pilot-regex '@(ann|bob):example\\.org'")
+@config_option
+@example("rtc-appservice registration --scope pilot --pilot-regex '@(ann|bob):example\\.org'")
 def write_registration(
     scope: str, pilot_regex: str | None, domain: str | None, url: str | None, output: str, config_path: Path
 ) -> None:
@@ -130,7 +94,7 @@ def write_registration(
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default="config.yaml")
 @click.option("--address", help="Where to reach the homeserver's client API.")
 @click.option("--domain", help="The homeserver's server name.")
-@_example("rtc-appservice config --domain example.org --address http://localhost:8008")
+@example("rtc-appservice config --domain example.org --address http://localhost:8008")
 def new_config(path: Path, address: str | None, domain: str | None) -> None:
     """Write a commented configuration with a fresh secret to PATH; never overwrites."""
     write_config(path, address=address, domain=domain)
@@ -138,8 +102,8 @@ def new_config(path: Path, address: str | None, domain: str | None) -> None:
 
 
 @main.command()
-@_config_option
-@_example("rtc-appservice check --config /data/config.yaml")
+@config_option
+@example("rtc-appservice check --config /data/config.yaml")
 def check(config_path: Path) -> None:
     """Say whether the configuration and the registration it names can be used."""
     config, registered = _checked(config_path)
@@ -161,14 +125,14 @@ def _checked(config_path: Path) -> tuple[Config, Registration]:
 # --- the database -----------------------------------------------------------------------------
 
 
-@main.group(cls=_Commands)
+@main.group(cls=Commands)
 def db() -> None:
     """The database schema: `upgrade` brings it to the newest migration, `current` names the one it is at."""
 
 
 @db.command("upgrade")
-@_config_option
-@_example("rtc-appservice db upgrade")
+@config_option
+@example("rtc-appservice db upgrade")
 def db_upgrade(config_path: Path) -> None:
     """Bring the database to the newest migration; `run` does the same at start."""
     from rtc_appservice.service import database
@@ -179,9 +143,9 @@ def db_upgrade(config_path: Path) -> None:
 
 
 @db.command("current")
-@_config_option
-@_format_option
-@_example("rtc-appservice db current --format json")
+@config_option
+@format_option
+@example("rtc-appservice db current --format json")
 def db_current(config_path: Path, form: Format) -> None:
     """Name the migration that the database is at, and the newest one; exit 1 if they differ."""
     import msgspec
@@ -216,8 +180,8 @@ def db_current(config_path: Path, form: Format) -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The account of a device that was in the calls: what was sent to it is decrypted.",
 )
-@_format_option
-@_example("rtc-appservice audit transactions.jsonl --format json")
+@format_option
+@example("rtc-appservice audit transactions.jsonl --format json")
 def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: Path | None, form: Format) -> None:
     """
     Audit recorded transactions offline and print the report.
@@ -254,12 +218,12 @@ def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: P
 
 
 @main.command("report")
-@_config_option
+@config_option
 @click.option("--days", type=click.IntRange(min=1), default=28, show_default=True, help="How far back.")
 @click.option("--since", type=click.DateTime(), help="From this time on (UTC), instead of --days.")
 @click.option("--homeserver", help="This one only.  [default: all in the database]")
-@_format_option
-@_example("rtc-appservice report --days 7 --format json")
+@format_option
+@example("rtc-appservice report --days 7 --format json")
 def print_report(config_path: Path, days: int, since: datetime | None, homeserver: str | None, form: Format) -> None:
     """Print calls, fallbacks, blockers and readiness from the database."""
     from rtc_appservice.service import database
@@ -281,9 +245,9 @@ def print_report(config_path: Path, days: int, since: datetime | None, homeserve
 
 @main.command("call")
 @click.argument("call_id", metavar="ID")
-@_config_option
-@_format_option
-@_example("rtc-appservice call e8ee4c59")
+@config_option
+@format_option
+@example("rtc-appservice call e8ee4c59")
 def print_call(call_id: str, config_path: Path, form: Format) -> None:
     """
     Tell one call in full: who owed whom which key, what came, when, and by which transport.
@@ -310,8 +274,8 @@ def print_call(call_id: str, config_path: Path, form: Format) -> None:
 
 
 @main.command("replay")
-@_config_option
-@_example("rtc-appservice replay")
+@config_option
+@example("rtc-appservice replay")
 def replay_all(config_path: Path) -> None:
     """Rebuild calls and findings from the observations, as far back as those are kept; what was sent stays sent."""
     from rtc_appservice import service

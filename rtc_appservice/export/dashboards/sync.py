@@ -6,7 +6,7 @@ query, and colours, sharing and further tiles are the operator's own. An insight
 deleted, softly as PostHog deletes everything. Tags are set, and never compared: a server without them ignores them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -37,14 +37,20 @@ class Change(Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...] = ()
 
 
-async def synchronise(api: PostHogApi, dashboards: Sequence[Dashboard], *, write: bool) -> list[Change]:
+async def synchronise(
+    api: PostHogApi, dashboards: Sequence[Dashboard], *, write: bool, tell: Callable[[str], None] = lambda text: None
+) -> list[Change]:
     """
-    Give what has to be done to make a project's dashboards those of the files; do it if `write`.
+    Give what has to be done to make a project's dashboards those of the files; do it if `write`; `tell` hears how far.
 
     Raises:
         PostHogRefused: if the server did not do what was asked; what was done until then stays, and is not done twice.
     """
-    return [change for dashboard in dashboards for change in await _dashboard(api, dashboard, write=write)]
+    changes: list[Change] = []
+    for dashboard in dashboards:
+        tell(f"{dashboard.slug}: {len(dashboard.tiles)} tiles")
+        changes += await _dashboard(api, dashboard, write=write)
+    return changes
 
 
 async def _dashboard(api: PostHogApi, dashboard: Dashboard, *, write: bool) -> list[Change]:
