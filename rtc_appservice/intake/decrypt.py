@@ -9,7 +9,7 @@ every message of a custom type, drops withheld codes and cleartext call keys at 
 parse, answers a message it cannot open by sending a new session, and commits each step by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,13 +17,14 @@ import orjson
 from msgspec import Struct, field
 
 from rtc_appservice.core.fields import from_ms, is_id
-from rtc_appservice.core.model import DeviceTrust, RoomId, UserId
+from rtc_appservice.core.model import Device, DeviceTrust, RoomId, UserId
 from rtc_appservice.core.opened import Opened, Plaintext
-from rtc_appservice.intake.device_keys import sealed_by
+from rtc_appservice.intake.device_keys import Identity, sealed_by
 from rtc_appservice.intake.keyring import CannotOpen, Keyring, message_id
 
 OLM = "m.olm.v1.curve25519-aes-sha2"
 MEGOLM = "m.megolm.v1.aes-sha2"
+WITHHELD_TYPES = ("m.room_key.withheld", "org.matrix.room_key.withheld")
 _TO_DEVICE = ("to_device", "de.sorunome.msc2409.to_device")
 
 
@@ -45,9 +46,11 @@ class Reading(Struct):
     unread_messages: list[tuple[str, str]] = field(default_factory=list)  #: (hash of the ciphertext, reason)
     #: Megolm sessions that came, or came again from an earlier index: what waits for them can be opened now.
     sessions: set[tuple[RoomId, str]] = field(default_factory=set)
+    #: Megolm sessions that are kept from the device, with the code that says why.
+    withheld: dict[tuple[RoomId, str], str] = field(default_factory=dict)
 
 
-class _Sealed(Struct, frozen=True):
+class SealedMessage(Struct, frozen=True):
     """An Olm message for our device."""
 
     sender: UserId
@@ -56,34 +59,54 @@ class _Sealed(Struct, frozen=True):
     text: str
 
 
-def open_transaction(body: dict[str, Any], keyring: Keyring) -> Reading:
-    """Open what a transaction holds for a device; raises on nothing. What it changed stands in `keyring.changes`."""
+def open_transaction(
+    body: dict[str, Any], keyring: Keyring, identities: Mapping[UserId, Identity] | None = None
+) -> Reading:
+    """
+    Open what a transaction holds for a device; raises on nothing. What it changed stands in `keyring.changes`.
+
+    `identities` is what the homeserver says of the senders; without it, what they send along has to do.
+    """
     reading = Reading(Opened(devices=frozenset({keyring.device})))
-    for message in messages_for(body, keyring):
-        _open_message(message, keyring, reading)
+    for message in messages_for(body, keyring.device, keyring.identity_key):
+        _open_message(message, keyring, (identities or {}).get(message.sender), reading)
+    _take_withheld(body, keyring.device, reading)
     for event in sealed_events(body):
         open_event(event, keyring, reading)
     return reading
 
 
-def messages_for(body: dict[str, Any], keyring: Keyring) -> Iterator[_Sealed]:
-    """Yield the Olm messages of a transaction that are for a device."""
+def _addressed_to(body: dict[str, Any], device: Device) -> Iterator[dict[str, Any]]:
     messages = body.get(_TO_DEVICE[0]) or body.get(_TO_DEVICE[1])
     for message in messages if isinstance(messages, list) else ():
-        if not isinstance(message, dict) or message.get("type") != "m.room.encrypted":
-            continue
-        if (message.get("to_user_id"), message.get("to_device_id")) != keyring.device:
+        if isinstance(message, dict) and (message.get("to_user_id"), message.get("to_device_id")) == device:
+            yield message
+
+
+def _take_withheld(body: dict[str, Any], device: Device, reading: Reading) -> None:
+    for message in _addressed_to(body, device):
+        content = message.get("content")
+        if message.get("type") in WITHHELD_TYPES and isinstance(content, dict):
+            room_id, session_id, code = (content.get(name) for name in ("room_id", "session_id", "code"))
+            if is_id(room_id) and is_id(session_id) and is_id(code):
+                reading.withheld[(RoomId(room_id), session_id)] = code
+
+
+def messages_for(body: dict[str, Any], device: Device, identity_key: str) -> Iterator[SealedMessage]:
+    """Yield the Olm messages of a transaction that are for a device."""
+    for message in _addressed_to(body, device):
+        if message.get("type") != "m.room.encrypted":
             continue
         content, sender = message.get("content"), message.get("sender")
         if not isinstance(content, dict) or content.get("algorithm") != OLM or not is_id(sender):
             continue
         ciphertext, sender_key = content.get("ciphertext"), content.get("sender_key")
-        sealed = ciphertext.get(keyring.identity_key) if isinstance(ciphertext, dict) else None
+        sealed = ciphertext.get(identity_key) if isinstance(ciphertext, dict) else None
         if not isinstance(sealed, dict) or not is_id(sender_key):
             continue
         text, olm_type = sealed.get("body"), sealed.get("type")
         if isinstance(text, str) and type(olm_type) is int and olm_type in (0, 1):
-            yield _Sealed(UserId(sender), sender_key, olm_type, text)
+            yield SealedMessage(UserId(sender), sender_key, olm_type, text)
 
 
 def sealed_events(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -99,7 +122,7 @@ def sealed_events(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     yield event
 
 
-def _open_message(message: _Sealed, keyring: Keyring, reading: Reading) -> None:
+def _open_message(message: SealedMessage, keyring: Keyring, identity: Identity | None, reading: Reading) -> None:
     if keyring.is_taken(message.text):
         reading.opened.messages.setdefault(message.text, _READ_BEFORE)
         return
@@ -110,7 +133,7 @@ def _open_message(message: _Sealed, keyring: Keyring, reading: Reading) -> None:
     except CannotOpen as fault:
         reading.unread_messages.append((message_id(message.text), fault.reason))
         return
-    sender = sealed_by(plaintext, message.sender, message.sender_key)
+    sender = sealed_by(plaintext, message.sender, message.sender_key, identity)
     kind = plaintext["type"]
     if kind == "m.room_key":
         given = (message.sender, message.sender_key, sender)
@@ -176,7 +199,7 @@ def _parse(text: str) -> dict[str, Any]:
     return plaintext
 
 
-def _checked_content(plaintext: dict[str, Any], message: _Sealed, keyring: Keyring) -> dict[str, Any]:
+def _checked_content(plaintext: dict[str, Any], message: SealedMessage, keyring: Keyring) -> dict[str, Any]:
     """Give the content of an Olm plaintext that is from whom it was said to be and for us."""
     content, for_keys = plaintext.get("content"), plaintext.get("recipient_keys")
     if plaintext.get("sender") != message.sender:

@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from rtc_appservice.core.fields import Malformed, text
 from rtc_appservice.core.model import GapReason, Observation, Rejected, RoomId, ServerName, UserId
+from rtc_appservice.core.opened import Opened
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.errors import RtcAppserviceError, StoreUnavailable
 from rtc_appservice.intake.faults import describe
@@ -29,6 +30,10 @@ from rtc_appservice.store.pool import Connection, Pool, store_errors
 from rtc_appservice.store.rooms import RoomCache, watched_rooms
 from rtc_appservice.store.streams import heartbeat, open_stream
 
+if TYPE_CHECKING:  # needs Olm, which is optional
+    from rtc_appservice.intake.decrypt import Reading
+    from rtc_appservice.intake.sealed import SealedIntake
+
 _log = logging.getLogger("rtc_appservice.intake")
 
 #: How often the service notes that it lives; a gap after a crash begins at most this much too early.
@@ -38,6 +43,8 @@ HEARTBEAT_SECONDS = 10.0
 Read = Callable[[], Awaitable[bytes]]
 #: Stores one transaction, whose body it reads itself; returning means committed.
 Take = Callable[[Read], Awaitable[Intake]]
+#: Writes something of its own in the commit of what was read; may change it first.
+Write = Callable[[Connection, "Reading", Intake], Awaitable[None]]
 
 
 class BadBody(RtcAppserviceError):
@@ -114,6 +121,8 @@ class TransactionIntake:
         self._stream = Stream()
         self._outages = Outages(homeserver)
         self._taken_at: datetime | None = None
+        #: The part of the service's own device, if it has one.
+        self.sealed: SealedIntake | None = None
 
     async def open(self) -> None:
         """
@@ -155,9 +164,12 @@ class TransactionIntake:
         try:
             body = parse_body(await read())
             received_at = self._clock()
-            intake = self._read(body, received_at, watermark_at)
-            if intake.observations or intake.envelopes:
-                await self._store(intake, received_at)
+            if self.sealed is not None and self.sealed.concerns(body):
+                intake = await self._take_sealed(self.sealed, body, received_at, watermark_at)
+            else:
+                intake = self._read(body, received_at, watermark_at)
+                if intake.observations or intake.envelopes:
+                    await self._store(intake, received_at)
         except BaseException as error:
             self._stream.fail()
             self._outages.begin(GapReason.TO_DEVICE_LOST, begun_at)
@@ -169,6 +181,46 @@ class TransactionIntake:
         self._watched |= intake.rtc_rooms
         if self._stream.current:
             self._outages.end(GapReason.TO_DEVICE_LOST, received_at)
+        return intake
+
+    async def take_beside(self, body: dict[str, Any], also: Write) -> Intake:
+        """
+        Store what came for our device by another way than a transaction, and what `also` writes, in one commit.
+
+        It says nothing of how far the stream of transactions has come.
+
+        Raises:
+            StoreUnavailable: if it is not committed.
+        """
+        if self.sealed is None:
+            raise RuntimeError("there is no device")
+        now = self._clock()
+        intake = await self._take_sealed(self.sealed, body, now, self._stream.watermark(now), also)
+        self._watched |= intake.rtc_rooms
+        return intake
+
+    async def _take_sealed(
+        self,
+        sealed: "SealedIntake",
+        body: dict[str, Any],
+        received_at: datetime,
+        watermark_at: datetime | None,
+        also: Write | None = None,
+    ) -> Intake:
+        identities = await sealed.learn_senders(body)
+        with store_errors():
+            async with self._pool.acquire() as connection:
+                await self._write_gaps(connection)
+                async with connection.transaction():
+                    keyring, reading = await sealed.open(connection, body, identities)
+                    intake = self._read(body, received_at, watermark_at, reading.opened)
+                    if also is not None:
+                        intake.newest_at = None
+                        await also(connection, reading, intake)
+                    await record(connection, self._homeserver_id, intake, self._rooms)
+                    await sealed.save(connection, body, keyring, reading, received_at)
+        sealed.committed(body, reading, intake)
+        self._outages.end(GapReason.DATABASE_DOWN, received_at)
         return intake
 
     async def run_heartbeat(self, stop: asyncio.Event) -> None:
@@ -193,14 +245,26 @@ class TransactionIntake:
         await self._write_gaps(connection)
         await heartbeat(connection, self._homeserver_id, now, self._stream.watermark(now))
 
-    def _read(self, body: dict[str, Any], received_at: datetime, watermark_at: datetime | None) -> Intake:
+    def _read(
+        self,
+        body: dict[str, Any],
+        received_at: datetime,
+        watermark_at: datetime | None,
+        opened: Opened | None = None,
+    ) -> Intake:
         """
         Read a transaction, and if that fails, each of its parts.
 
         The reader takes bad content for data. Were there content it fails on all the same, answering 500 would stop
         the homeserver's queue for ever at that transaction: so what fails alone is recorded as rejected.
         """
-        read = partial(self._reader.read, received_at=received_at, watched=self._watched, watermark_at=watermark_at)
+        read = partial(
+            self._reader.read,
+            received_at=received_at,
+            watched=self._watched,
+            watermark_at=watermark_at,
+            opened=opened,
+        )
         try:
             return read(body)
         except Exception as error:  # noqa: BLE001 - whatever it is, only the part at fault may be lost

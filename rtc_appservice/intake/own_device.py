@@ -1,0 +1,151 @@
+"""
+Stage 2: the service's own device as transactions meet it: its keys from the store, and back with what they opened.
+
+Its row is held from the first look at its keys until the commit, so that two transactions, or one and `/sync`, never
+step a ratchet twice. Nothing is kept in memory in between: what is not committed has not happened.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from olm.account import Account
+from olm.group_session import InboundGroupSession
+from olm.session import Session
+
+from rtc_appservice.core.model import Device, EventId, Gap, GapReason, RoomId, ServerName
+from rtc_appservice.intake.decrypt import Reading, messages_for, sealed_events
+from rtc_appservice.intake.device_keys import SealedBy
+from rtc_appservice.intake.keyring import MAX_OLM_SESSIONS, Keyring, MegolmSession, message_id
+from rtc_appservice.store import crypto
+from rtc_appservice.store.crypto import MegolmRow, UnreadRow
+from rtc_appservice.store.gaps import record_gaps
+from rtc_appservice.store.pool import Connection
+
+
+def pickle_key(secret: bytes) -> str:
+    """Derive from the deployment secret the key that Olm state is encrypted with in the store."""
+    return hmac.new(secret, b"olm pickle", hashlib.sha256).hexdigest()
+
+
+class OwnDevice:
+    """The device, and the rooms it is in."""
+
+    def __init__(self, homeserver: ServerName, homeserver_id: int, device: Device, secret: bytes) -> None:
+        """Take the device and the deployment secret, which encrypts its keys in the store."""
+        self._homeserver = homeserver
+        self._homeserver_id = homeserver_id
+        self._pickle_key = pickle_key(secret)
+        self.device = device
+        self.identity_key = ""  #: known once the device is loaded
+        self.rooms: set[RoomId] = set()
+
+    def new_account(self) -> str:
+        """Make an Olm account, pickled."""
+        return self.pickle(Account())
+
+    def pickle(self, part: Any) -> str:
+        """Pickle an account or a session."""
+        return str(part.pickle(self._pickle_key).decode())
+
+    def account(self, pickle: str) -> Any:
+        """Give the Olm account of a pickle."""
+        return Account.from_pickle(pickle.encode(), self._pickle_key)
+
+    def concerns(self, body: dict[str, Any]) -> bool:
+        """Tell whether a transaction holds something for the device, or sealed in a room it is in."""
+        user_id, device_id = self.device
+        for name in ("to_device", "de.sorunome.msc2409.to_device"):
+            for message in _dicts(body.get(name)):
+                if message.get("to_user_id") == user_id and message.get("to_device_id") == device_id:
+                    return True
+        return any(event["room_id"] in self.rooms for event in sealed_events(body))
+
+    async def load(self, conn: Connection, body: dict[str, Any]) -> Keyring:
+        """Give the keys a transaction asks for; they are held until the database transaction ends."""
+        row = await crypto.lock_device(conn, self._homeserver_id)
+        keyring = Keyring(device=self.device, account=self.account(row.account))
+        messages = list(messages_for(body, self.device, keyring.identity_key))
+        for sender_key, pickle in await crypto.load_olm_sessions(
+            conn, self._homeserver_id, {message.sender_key for message in messages}
+        ):
+            session = Session.from_pickle(pickle.encode(), self._pickle_key)
+            keyring.olm_sessions.setdefault(sender_key, []).append(session)
+        ids = [message_id(message.text) for message in messages]
+        keyring.messages = await crypto.load_taken(conn, self._homeserver_id, ids)
+        wanted = {(RoomId(event["room_id"]), str(event["content"]["session_id"])) for event in sealed_events(body)}
+        for known in await crypto.load_megolm_sessions(conn, self._homeserver_id, wanted):
+            keyring.megolm_sessions[(known.room_id, known.session_id)] = MegolmSession(
+                InboundGroupSession.from_pickle(known.pickle.encode(), self._pickle_key),
+                known.owner,
+                known.sender_key,
+                SealedBy(known.device_id, known.trust),
+            )
+        keyring.indices = await crypto.load_indices(
+            conn, self._homeserver_id, {session_id for _, session_id in keyring.megolm_sessions}
+        )
+        return keyring
+
+    async def save(self, conn: Connection, keyring: Keyring, reading: Reading, at: datetime) -> None:
+        """Write what opening changed and what could not be opened, in the caller's transaction."""
+        changes, homeserver_id = keyring.changes, self._homeserver_id
+        if changes.account:
+            await crypto.save_account(conn, homeserver_id, self.pickle(keyring.account))
+        if changes.olm_sessions:
+            sessions = [(*key, self.pickle(session)) for key, session in changes.olm_sessions.items()]
+            await crypto.save_olm_sessions(conn, homeserver_id, sessions, at, MAX_OLM_SESSIONS)
+        if changes.megolm_sessions:
+            await crypto.save_megolm_sessions(conn, homeserver_id, self._rows(changes.megolm_sessions.items()), at)
+        if changes.indices:
+            await crypto.save_indices(conn, homeserver_id, changes.indices, at)
+        if changes.messages:
+            await crypto.save_taken(conn, homeserver_id, changes.messages, at)
+        unread = [
+            UnreadRow(
+                event_id=EventId(event.event_id),
+                room_id=event.room_id,
+                session_id=event.session_id,
+                event_at=event.at,
+                reason=event.reason,
+            )
+            for event in reading.unread_events
+            if event.room_id in self.rooms
+        ]
+        if unread:
+            await crypto.add_unread(conn, homeserver_id, unread, at)
+        for (room_id, session_id), code in reading.withheld.items():
+            await crypto.mark_withheld(conn, homeserver_id, room_id, session_id, code)
+        if reading.unread_messages:
+            gaps = [self._gap(name, at) for name, _ in reading.unread_messages]
+            await record_gaps(conn, homeserver_id, gaps)
+
+    def _rows(self, sessions: Iterable[tuple[tuple[RoomId, str], MegolmSession]]) -> list[MegolmRow]:
+        return [
+            MegolmRow(
+                room_id=room_id,
+                session_id=session_id,
+                owner=known.owner,
+                sender_key=known.sender_key,
+                device_id=known.sealed_by.device_id,
+                trust=known.sealed_by.trust,
+                first_index=known.session.first_known_index,
+                pickle=self.pickle(known.session),
+            )
+            for (room_id, session_id), known in sessions
+        ]
+
+    def _gap(self, name: str, at: datetime) -> Gap:
+        """A message for the device that did not open may have been a key."""
+        return Gap(
+            gap_id=f"{GapReason.UNDECRYPTABLE}/{self._homeserver}/{name}",
+            homeserver=self._homeserver,
+            reason=GapReason.UNDECRYPTABLE,
+            started_at=at,
+            ended_at=at,
+        )
+
+
+def _dicts(listed: Any) -> Iterable[dict[str, Any]]:
+    return (one for one in listed if isinstance(one, dict)) if isinstance(listed, list) else ()

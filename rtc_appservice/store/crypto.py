@@ -1,0 +1,363 @@
+"""
+Stage 3: Olm state of the service's own device, in a schema of its own.
+
+Pickles come and go as text that libolm has encrypted. Whoever changes Olm state holds the device's row, and writes the
+change in the transaction that holds what came of it.
+"""
+
+from collections.abc import Collection, Iterable
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from rtc_appservice.core.model import DeviceId, DeviceTrust, EventId, RoomId, UserId
+from rtc_appservice.store.pool import Connection
+
+#: The homeserver keeps a to-device message until `/sync` has taken it: longer ago none comes again.
+TAKEN_RETENTION = timedelta(days=30)
+#: Observations older than this are dropped, so an event read by then would say nothing.
+UNREAD_RETENTION = timedelta(days=7)
+
+
+class DeviceRow(Struct, frozen=True, kw_only=True):
+    """The device of the service."""
+
+    user_id: UserId
+    device_id: DeviceId
+    account: str
+    sync_token: str | None
+    synced_at: datetime | None
+    published_at: datetime | None
+    signed_at: datetime | None
+
+
+class MegolmRow(Struct, frozen=True, kw_only=True):
+    """A Megolm session that was handed to the device."""
+
+    room_id: RoomId
+    session_id: str
+    owner: UserId
+    sender_key: str
+    device_id: DeviceId | None
+    trust: DeviceTrust
+    first_index: int
+    pickle: str
+
+
+class UnreadRow(Struct, frozen=True, kw_only=True):
+    """An event that could not be opened."""
+
+    event_id: EventId
+    room_id: RoomId
+    session_id: str
+    event_at: datetime | None
+    reason: str
+
+
+_DEVICE = """
+SELECT user_id, device_id, account, sync_token, synced_at, published_at, signed_at
+FROM crypto.device WHERE homeserver_id = $1
+"""
+
+
+async def load_device(conn: Connection, homeserver_id: int) -> DeviceRow | None:
+    """Give the device of a homeserver, if there is one."""
+    row = await conn.fetchrow(_DEVICE, homeserver_id)
+    return None if row is None else DeviceRow(**dict(row))
+
+
+async def lock_device(conn: Connection, homeserver_id: int) -> DeviceRow:
+    """Give the device and hold it until the transaction ends."""
+    row = await conn.fetchrow(_DEVICE + " FOR UPDATE", homeserver_id)
+    if row is None:
+        raise LookupError("no device")
+    return DeviceRow(**dict(row))
+
+
+async def add_device(
+    conn: Connection, homeserver_id: int, user_id: UserId, device_id: DeviceId, account: str
+) -> DeviceRow:
+    """Add the device unless there is one, and give the one there is."""
+    await conn.execute(
+        """
+        INSERT INTO crypto.device (homeserver_id, user_id, device_id, account) VALUES ($1, $2, $3, $4)
+        ON CONFLICT DO NOTHING
+        """,
+        homeserver_id,
+        user_id,
+        device_id,
+        account,
+    )
+    return await lock_device(conn, homeserver_id)
+
+
+async def save_account(conn: Connection, homeserver_id: int, account: str) -> None:
+    """Write the account of a device that is held."""
+    await conn.execute("UPDATE crypto.device SET account = $2 WHERE homeserver_id = $1", homeserver_id, account)
+
+
+async def save_sync_token(conn: Connection, homeserver_id: int, token: str, at: datetime) -> None:
+    """Write how far `/sync` has been taken."""
+    await conn.execute(
+        "UPDATE crypto.device SET sync_token = $2, synced_at = $3 WHERE homeserver_id = $1", homeserver_id, token, at
+    )
+
+
+async def mark_published(conn: Connection, homeserver_id: int, at: datetime) -> None:
+    """Note that the device keys are on the homeserver."""
+    await conn.execute("UPDATE crypto.device SET published_at = $2 WHERE homeserver_id = $1", homeserver_id, at)
+
+
+async def mark_signed(conn: Connection, homeserver_id: int, at: datetime) -> None:
+    """Note that the device is cross-signed."""
+    await conn.execute("UPDATE crypto.device SET signed_at = $2 WHERE homeserver_id = $1", homeserver_id, at)
+
+
+# --- sessions -----------------------------------------------------------------------------------
+
+
+async def load_olm_sessions(
+    conn: Connection, homeserver_id: int, sender_keys: Collection[str]
+) -> list[tuple[str, str]]:
+    """Give (sender key, pickle) of the sessions with some devices, those used last first."""
+    if not sender_keys:
+        return []
+    rows = await conn.fetch(
+        """
+        SELECT sender_key, pickle FROM crypto.olm_session
+        WHERE homeserver_id = $1 AND sender_key = ANY($2::text[]) ORDER BY used_at DESC
+        """,
+        homeserver_id,
+        list(sender_keys),
+    )
+    return [(row["sender_key"], row["pickle"]) for row in rows]
+
+
+async def save_olm_sessions(
+    conn: Connection, homeserver_id: int, sessions: Iterable[tuple[str, str, str]], at: datetime, keep: int
+) -> None:
+    """Write sessions, given as (sender key, session id, pickle), and drop all but the `keep` last of each sender."""
+    rows = list(sessions)
+    await conn.executemany(
+        """
+        INSERT INTO crypto.olm_session (homeserver_id, sender_key, session_id, pickle, used_at)
+        VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (homeserver_id, sender_key, session_id) DO UPDATE SET pickle = excluded.pickle, used_at = $5
+        """,
+        [(homeserver_id, *row, at) for row in rows],
+    )
+    await conn.execute(
+        """
+        DELETE FROM crypto.olm_session WHERE homeserver_id = $1 AND (sender_key, session_id) IN (
+            SELECT sender_key, session_id FROM (
+                SELECT sender_key, session_id,
+                       row_number() OVER (PARTITION BY sender_key ORDER BY used_at DESC) AS place
+                FROM crypto.olm_session WHERE homeserver_id = $1 AND sender_key = ANY($2::text[])
+            ) AS ranked WHERE place > $3
+        )
+        """,
+        homeserver_id,
+        sorted({sender_key for sender_key, _, _ in rows}),
+        keep,
+    )
+
+
+async def load_megolm_sessions(
+    conn: Connection, homeserver_id: int, wanted: Collection[tuple[RoomId, str]]
+) -> list[MegolmRow]:
+    """Give those of the wanted sessions, (room, session id), that are known."""
+    if not wanted:
+        return []
+    rows = await conn.fetch(
+        """
+        SELECT room_id, session_id, owner, sender_key, device_id, trust, first_index, pickle FROM crypto.megolm_session
+        JOIN unnest($2::text[], $3::text[]) AS wanted (room_id, session_id) USING (room_id, session_id)
+        WHERE homeserver_id = $1
+        """,
+        homeserver_id,
+        [room_id for room_id, _ in wanted],
+        [session_id for _, session_id in wanted],
+    )
+    return [MegolmRow(**{**dict(row), "trust": DeviceTrust(row["trust"])}) for row in rows]
+
+
+async def save_megolm_sessions(
+    conn: Connection, homeserver_id: int, sessions: Iterable[MegolmRow], at: datetime
+) -> None:
+    """Write sessions; one that is known is replaced if the same device gave it from an earlier index."""
+    await conn.executemany(
+        """
+        INSERT INTO crypto.megolm_session
+            (homeserver_id, room_id, session_id, owner, sender_key, device_id, trust, first_index, pickle, received_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+        ON CONFLICT (homeserver_id, room_id, session_id)
+        DO UPDATE SET pickle = excluded.pickle, first_index = excluded.first_index,
+                      device_id = excluded.device_id, trust = excluded.trust
+        WHERE megolm_session.sender_key = excluded.sender_key AND megolm_session.first_index > excluded.first_index
+        """,
+        [
+            (
+                homeserver_id,
+                s.room_id,
+                s.session_id,
+                s.owner,
+                s.sender_key,
+                s.device_id,
+                s.trust,
+                s.first_index,
+                s.pickle,
+                at,
+            )
+            for s in sessions
+        ],
+    )
+
+
+async def load_indices(
+    conn: Connection, homeserver_id: int, session_ids: Collection[str]
+) -> dict[tuple[str, int], str]:
+    """Give which event used which index of some Megolm sessions."""
+    if not session_ids:
+        return {}
+    rows = await conn.fetch(
+        """
+        SELECT session_id, index, event_id FROM crypto.megolm_index
+        WHERE homeserver_id = $1 AND session_id = ANY($2::text[])
+        """,
+        homeserver_id,
+        list(session_ids),
+    )
+    return {(row["session_id"], row["index"]): row["event_id"] for row in rows}
+
+
+async def save_indices(conn: Connection, homeserver_id: int, indices: dict[tuple[str, int], str], at: datetime) -> None:
+    """Write which event used which index."""
+    await conn.executemany(
+        """
+        INSERT INTO crypto.megolm_index (homeserver_id, session_id, index, event_id, noted_at)
+        VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
+        """,
+        [(homeserver_id, session_id, index, event_id, at) for (session_id, index), event_id in indices.items()],
+    )
+
+
+# --- what was taken and what was not ------------------------------------------------------------
+
+
+async def load_taken(conn: Connection, homeserver_id: int, message_ids: Collection[str]) -> set[str]:
+    """Give those of the messages that were taken before."""
+    if not message_ids:
+        return set()
+    rows = await conn.fetch(
+        "SELECT message_id FROM crypto.taken_message WHERE homeserver_id = $1 AND message_id = ANY($2::text[])",
+        homeserver_id,
+        list(message_ids),
+    )
+    return {row["message_id"] for row in rows}
+
+
+async def save_taken(conn: Connection, homeserver_id: int, message_ids: Collection[str], at: datetime) -> None:
+    """Write which messages were taken."""
+    await conn.execute(
+        """
+        INSERT INTO crypto.taken_message (homeserver_id, message_id, taken_at)
+        SELECT $1, message_id, $3 FROM unnest($2::text[]) AS taken (message_id) ON CONFLICT DO NOTHING
+        """,
+        homeserver_id,
+        list(message_ids),
+        at,
+    )
+
+
+async def add_unread(conn: Connection, homeserver_id: int, events: Iterable[UnreadRow], at: datetime) -> None:
+    """Note events that could not be opened, or the reason why they still cannot."""
+    await conn.executemany(
+        """
+        INSERT INTO crypto.unread_event (homeserver_id, event_id, room_id, session_id, event_at, reason, noted_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)
+        ON CONFLICT (homeserver_id, event_id) DO UPDATE SET reason = excluded.reason
+        """,
+        [(homeserver_id, e.event_id, e.room_id, e.session_id, e.event_at, e.reason, at) for e in events],
+    )
+
+
+async def mark_withheld(conn: Connection, homeserver_id: int, room_id: RoomId, session_id: str, code: str) -> None:
+    """Note why the session of unread events does not come."""
+    await conn.execute(
+        """
+        UPDATE crypto.unread_event SET withheld_code = $4
+        WHERE homeserver_id = $1 AND room_id = $2 AND session_id = $3
+        """,
+        homeserver_id,
+        room_id,
+        session_id,
+        code,
+    )
+
+
+async def readable_now(conn: Connection, homeserver_id: int, limit: int) -> list[UnreadRow]:
+    """Give unread events whose session has come since."""
+    rows = await conn.fetch(
+        """
+        SELECT event_id, room_id, session_id, event_at, reason FROM crypto.unread_event
+        JOIN crypto.megolm_session USING (homeserver_id, room_id, session_id)
+        WHERE homeserver_id = $1 AND reason = 'missing_session' ORDER BY noted_at, event_id LIMIT $2
+        """,
+        homeserver_id,
+        limit,
+    )
+    return [UnreadRow(**dict(row)) for row in rows]
+
+
+async def drop_unread(conn: Connection, homeserver_id: int, event_id: EventId) -> None:
+    """Forget an unread event: it has been read, or is gone from the homeserver."""
+    await conn.execute(
+        "DELETE FROM crypto.unread_event WHERE homeserver_id = $1 AND event_id = $2", homeserver_id, event_id
+    )
+
+
+async def count_unread(conn: Connection, homeserver_id: int) -> dict[str, int]:
+    """Give how many events wait unread, by the withheld code or else the reason."""
+    rows = await conn.fetch(
+        """
+        SELECT coalesce(withheld_code, reason) AS why, count(*) AS events FROM crypto.unread_event
+        WHERE homeserver_id = $1 GROUP BY why
+        """,
+        homeserver_id,
+    )
+    return {row["why"]: row["events"] for row in rows}
+
+
+async def prune(conn: Connection, homeserver_id: int, now: datetime) -> None:
+    """Drop what can no longer matter."""
+    await conn.execute(
+        "DELETE FROM crypto.taken_message WHERE homeserver_id = $1 AND taken_at < $2",
+        homeserver_id,
+        now - TAKEN_RETENTION,
+    )
+    await conn.execute(
+        "DELETE FROM crypto.unread_event WHERE homeserver_id = $1 AND noted_at < $2",
+        homeserver_id,
+        now - UNREAD_RETENTION,
+    )
+
+
+async def drop_sealed_observation(conn: Connection, homeserver_id: int, event_id: EventId) -> None:
+    """Remove what was recorded of an event while it was sealed, so that what is in it can be recorded."""
+    await conn.execute(
+        """
+        WITH dropped AS (
+            DELETE FROM observation USING observation_identity AS known
+            WHERE known.homeserver_id = $1 AND known.identity = $2
+              AND observation.event_at = known.event_at AND observation.identity = $2
+              AND observation.homeserver_id = $1 AND observation.kind = 'megolm_envelope'
+            RETURNING observation.room_key, observation.event_at
+        ), marked AS (
+            INSERT INTO dirty_room (room_key, homeserver_id, event_at) SELECT room_key, $1, event_at FROM dropped
+        )
+        DELETE FROM observation_identity
+        WHERE homeserver_id = $1 AND identity = $2 AND EXISTS (SELECT FROM dropped)
+        """,
+        homeserver_id,
+        event_id,
+    )
