@@ -3,6 +3,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import aiohttp
+import jsonschema  # type: ignore[import-untyped]  # comes with Synapse
 import pytest_asyncio
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,6 +14,9 @@ from rtc_appservice.demo.plays import PLAYS, Play, Role, compare, expected, perf
 from rtc_appservice.demo.run import settled_report
 from rtc_appservice.demo.stage import Stage, set_up
 from rtc_appservice.demo.wire import Generation
+
+from ..export.expected_events import by_call, expected_events, in_order
+from ..export.test_events import schema
 
 #: One player sends its first key as a room event and notes it as to-device.
 LIE = Play(
@@ -68,9 +72,8 @@ def test_players_read_every_key_that_was_sent(evening: Evening) -> None:
 
 
 def test_posthog_got_the_events(evening: Evening) -> None:
-    """Each call and each fallback arrives once, and no identifier in clear."""
-    events = Counter(event["event"] for event in evening.stage.posthog.events)
-    fallbacks = sum(len(call.fallbacks) for call in evening.report.calls)
+    """Exactly the events that each call's report asks for, each valid and sent once, and no identifier in clear."""
+    events = evening.stage.posthog.events
     everything = json.dumps(list(evening.stage.posthog.bodies))
     identifiers = [
         identifier
@@ -78,10 +81,10 @@ def test_posthog_got_the_events(evening: Evening) -> None:
         for identifier in (log.room_id, *(name for device in log.generations for name in device))
     ]
 
-    assert 4 == events["RtcCallStarted"]
-    assert 4 == events["RtcCallEnded"]
-    assert fallbacks == events["RtcKeyFallback"]
-    assert len({event["uuid"] for event in evening.stage.posthog.events}) == len(evening.stage.posthog.events)
+    assert in_order(map(expected_events, evening.report.calls)) == in_order(by_call(events).values())
+    for event in events:
+        jsonschema.Draft202012Validator(schema(event["event"])).validate(event["properties"])
+    assert len({event["uuid"] for event in events}) == len(events)
     assert [] == [identifier for identifier in identifiers if identifier in everything]
 
 
