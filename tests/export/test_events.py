@@ -20,6 +20,8 @@ from rtc_appservice.recording import read_recordings
 from rtc_appservice.store.outbox import OutboxRow, Pending
 from rtc_appservice.store.standing import HomeserverStanding, Standing
 
+from ..fleet.plans import play
+from ..fleet.test_fleet import audited
 from .projected_call import BOB, IDENTIFIERS, START, at, finding, make_call
 
 SECRET = b"a deployment secret"
@@ -105,6 +107,35 @@ def test_genuine_calls_give_valid_events(recording: Path) -> None:
         users = {participant.user_id for participant in call.participants}
         sent = msgspec.json.encode(rows).decode()
         assert not [name for name in (*users, call.room_id, call.call_id) if name in sent]
+
+
+def test_one_event_per_unmet_obligation() -> None:
+    """In played calls whose hosts fail, each key owed by to-device that a room event had to bring is one event."""
+    told = 0
+    for seed in range(60):
+        played = play(seed, rough=False)
+        if "host" not in played.traits:
+            continue
+        for call in audited(played).calls:
+            session = CallSession(report=call, distributions=(), stints=(), to_device_seen=())
+            settled = [one for one in call.findings if one.settled]
+            rows = [
+                row
+                for row in outbox_rows(session, settled, first_time=False, terms=TERMS)
+                if row.event == "RtcKeyNotReceived"
+            ]
+            outcomes = Counter(row.properties["outcome"] for row in rows)
+            assert outcomes["recovered_by_room_event"] == call.obligations.recovered_by_room_event
+            assert outcomes["missing"] == call.obligations.missing
+            assert len({row.uuid for row in rows}) == len(rows)
+            for row in rows:
+                jsonschema.Draft202012Validator(schema(row.event)).validate(row.properties)
+                assert row.properties["device"] != row.properties["recipient"]
+                assert row.properties["coveredBy"] == "room_event"
+                assert row.properties["waitedSeconds"] <= 60
+            told += len(rows)
+
+    assert told > 0
 
 
 def test_every_event_is_anonymous() -> None:
