@@ -113,22 +113,27 @@ class IntakeServer(AppService):
 
     # --- life ----------------------------------------------------------------------------------
 
+    def open_client(self) -> aiohttp.ClientSession:
+        """Give the session that every request goes out by; it may be wanted before the port is open."""
+        if self._http_session is None:
+            self._http_session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self.connection_limit),
+                headers={"User-Agent": self.default_ua},
+                middlewares=(OwnUsersOnly(self.own_users),),
+            )
+        return self._http_session
+
     async def start(self, host: str = "127.0.0.1", port: int = 29331) -> None:
         """Open the API client and listen; port 0 takes a free one, see `port`."""
         await self.state_store.open()
         loop = asyncio.get_running_loop()
-        self._http_session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self.connection_limit),
-            headers={"User-Agent": self.default_ua},
-            middlewares=(OwnUsersOnly(self.own_users),),
-        )
         self._intent = AppServiceAPI(
             base_url=self.server,
             bot_mxid=UserID(self.bot_mxid),
             log=self.log,
             token=self.as_token,
             state_store=self.state_store,
-            client_session=self._http_session,
+            client_session=self.open_client(),
         ).bot_intent()
         self.runner = web.AppRunner(self.app)
         await self.runner.setup()

@@ -147,6 +147,11 @@ class TransactionIntake:
                     self._outages.begin(GapReason.TO_DEVICE_LOST, max(seen))
                 await self._beat(connection, now)
 
+    @property
+    def homeserver_id(self) -> int:
+        """The homeserver's number in the database, known once opened."""
+        return self._homeserver_id
+
     async def take(self, read: Read) -> Intake:
         """
         Store a transaction and give what it held.
@@ -183,11 +188,11 @@ class TransactionIntake:
             self._outages.end(GapReason.TO_DEVICE_LOST, received_at)
         return intake
 
-    async def take_beside(self, body: dict[str, Any], also: Write) -> Intake:
+    async def take_beside(self, body: dict[str, Any], also: Write, *, is_snapshot: bool = False) -> Intake:
         """
         Store what came for our device by another way than a transaction, and what `also` writes, in one commit.
 
-        It says nothing of how far the stream of transactions has come.
+        It says nothing of how far the stream of transactions has come. Nothing in a snapshot is late: it holds now.
 
         Raises:
             StoreUnavailable: if it is not committed.
@@ -195,7 +200,8 @@ class TransactionIntake:
         if self.sealed is None:
             raise RuntimeError("there is no device")
         now = self._clock()
-        intake = await self._take_sealed(self.sealed, body, now, self._stream.watermark(now), also)
+        watermark_at = None if is_snapshot else self._stream.watermark(now)
+        intake = await self._take_sealed(self.sealed, body, now, watermark_at, also)
         self._watched |= intake.rtc_rooms
         return intake
 

@@ -1,0 +1,313 @@
+"""
+Stage 1: the life of the service's own device: it is made, follows `/sync`, enters rooms it is asked into, reads again.
+
+Transactions lose to-device messages, `/sync` does not: what comes by both is taken once.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import aiohttp
+from msgspec import Struct
+from msgspec.structs import replace
+
+from rtc_appservice.core.membership import STATE_TYPES
+from rtc_appservice.core.model import Device, DeviceId, EventId, Gap, GapReason, RoomId, ServerName, ToDeviceKey, UserId
+from rtc_appservice.core.wire import Intake
+from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.intake.decrypt import Reading
+from rtc_appservice.intake.device_api import DeviceApi, RequestFailed, is_gone
+from rtc_appservice.intake.device_setup import DeviceSetup
+from rtc_appservice.intake.faults import describe
+from rtc_appservice.intake.identities import Identities
+from rtc_appservice.intake.own_device import OwnDevice
+from rtc_appservice.intake.sealed import Invitations, SealedIntake
+from rtc_appservice.intake.transaction import TransactionIntake, now_utc
+from rtc_appservice.intake.witness import Witness
+from rtc_appservice.store import audited_rooms, crypto
+from rtc_appservice.store.gaps import record_gaps
+from rtc_appservice.store.pool import Connection, Pool, store_errors
+
+_log = logging.getLogger("rtc_appservice.intake")
+
+#: Commands write to the database; this is how soon they are followed.
+LOOK_SECONDS = 5.0
+RETRY_SECONDS = 5.0
+#: Behind the last answer by more than this, what `/sync` brings was sent before it could be read.
+BEHIND = timedelta(seconds=10)
+_AT_ONCE = 100
+#: State that is of use however old it is; memberships of longer ago than a week are over.
+_SNAPSHOT = STATE_TYPES | {"m.room.encryption", "m.room.history_visibility"}
+
+
+class AuditorTerms(Struct, frozen=True, kw_only=True):
+    """How the device behaves."""
+
+    address: str
+    as_token: str
+    user_id: UserId
+    device_id: DeviceId  #: of a new device; one that exists keeps its own
+    secret: bytes
+    invited_by: tuple[str, ...] = ()
+    rooms: tuple[str, ...] = ()  #: ids or aliases to join at start
+    notice: str | None = None
+    witness_notice: str | None = None
+
+    def __repr__(self) -> str:
+        """Leave the secrets out."""
+        return f"AuditorTerms(user_id={self.user_id!r})"
+
+
+class Auditor:
+    """The device, alive."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        homeserver: ServerName,
+        intake: TransactionIntake,
+        terms: AuditorTerms,
+        *,
+        clock: Callable[[], datetime] = now_utc,
+    ) -> None:
+        """Take the intake whose transactions the device reads; `open` must be awaited before the first of them."""
+        self._pool = pool
+        self._homeserver = homeserver
+        self._homeserver_id = intake.homeserver_id
+        self._intake = intake
+        self._terms = terms
+        self._clock = clock
+        self._synced_at: datetime | None = None
+
+    async def open(self, session: aiohttp.ClientSession) -> None:
+        """Load the device, or make its keys, and have it read transactions from now on."""
+        terms = self._terms
+        new = OwnDevice(self._homeserver, self._homeserver_id, (terms.user_id, terms.device_id), terms.secret)
+        async with self._database() as conn, conn.transaction():
+            row = await crypto.add_device(conn, self._homeserver_id, terms.user_id, terms.device_id, new.new_account())
+            rooms = await audited_rooms.audited_rooms(conn, self._homeserver_id)
+            await crypto.prune(conn, self._homeserver_id, self._clock())
+        device: Device = (row.user_id, row.device_id)
+        self.own = OwnDevice(self._homeserver, self._homeserver_id, device, terms.secret)
+        self.own.identity_key = str(self.own.account(row.account).identity_keys["curve25519"])
+        self.own.rooms = {room.room_id for room in rooms if room.joined_at is not None}
+        self._synced_at = row.synced_at
+        self._api = DeviceApi(terms.address, terms.as_token, session, device)
+        self._setup = DeviceSetup(self._pool, self._homeserver_id, self.own, self._api, terms.secret)
+        identities = Identities(self._api)
+        self._sealed = SealedIntake(
+            self._homeserver_id,
+            self.own,
+            Invitations(terms.invited_by),
+            lambda users: identities.learn(users, self._clock()),
+        )
+        self._sealed.rooms_changed.set()
+        self._sealed.sessions_came.set()
+        self._sealed.calls_changed |= self.own.rooms
+        self._sealed.call_changed.set()
+        self._intake.sealed = self._sealed
+        self._witness = Witness(self._api, device, self._sealed, self._is_witness, terms.witness_notice)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Live until `stop`; what the homeserver or the database refuse is tried again."""
+        if not await self._persist(stop, "the device could not be set up", self._make):
+            return
+        _log.info("the device of the service is set up")
+        await asyncio.gather(
+            self._until(stop, "the device could not sync", self._sync),
+            self._until(stop, "rooms could not be tended", self._tend_rooms),
+            self._until(stop, "events could not be read again", self._read_again),
+            self._witness.run(stop),
+        )
+
+    async def _make(self) -> None:
+        await self._setup.set_up(self._clock())
+        for name in self._terms.rooms:
+            try:
+                await self._enter(await self._api.join(name))
+            except RequestFailed as error:
+                _log.warning("a room of the configuration could not be joined", extra=describe(error))
+
+    # --- /sync ---------------------------------------------------------------------------------
+
+    async def _sync(self) -> None:
+        async with self._database() as conn:
+            row = await crypto.load_device(conn, self._homeserver_id)
+        token = None if row is None else row.sync_token
+        answer = await self._api.sync(token)
+        received_at = self._clock()
+        since = self._synced_at
+        to_device = answer.get("to_device")
+        events = to_device.get("events") if isinstance(to_device, dict) else None
+        user_id, device_id = self.own.device
+        messages = [
+            {**event, "to_user_id": user_id, "to_device_id": device_id}
+            for event in (events if isinstance(events, list) else ())
+            if isinstance(event, dict)
+        ]
+        next_batch = str(answer["next_batch"])
+
+        async def write(conn: Connection, _reading: Reading, intake: Intake) -> None:
+            await crypto.save_sync_token(conn, self._homeserver_id, next_batch, received_at)
+            if since is not None and received_at - since > BEHIND:
+                _date_back(intake, since)
+
+        if messages:
+            await self._intake.take_beside({"events": [], "to_device": messages}, write)
+        else:
+            async with self._database() as conn:
+                await crypto.save_sync_token(conn, self._homeserver_id, next_batch, received_at)
+        self._synced_at = received_at
+        counts = answer.get("device_one_time_keys_count")
+        if isinstance(counts, dict):
+            await self._setup.refill(int(counts.get("signed_curve25519", 0)), now=received_at)
+
+    async def _note_not_synced(self) -> None:
+        """Record that what is sent to the device is not read for now."""
+        if self._synced_at is None:
+            return
+        gap = Gap(
+            gap_id=f"{GapReason.UNDECRYPTABLE}/{self._homeserver}/sync/{self._synced_at.isoformat()}",
+            homeserver=self._homeserver,
+            reason=GapReason.UNDECRYPTABLE,
+            started_at=self._synced_at,
+            ended_at=self._clock(),
+        )
+        async with self._database() as conn:
+            await record_gaps(conn, self._homeserver_id, [gap])
+
+    # --- rooms ---------------------------------------------------------------------------------
+
+    async def _tend_rooms(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._sealed.rooms_changed.wait(), LOOK_SECONDS)
+        self._sealed.rooms_changed.clear()
+        async with self._database() as conn:
+            rooms = await audited_rooms.audited_rooms(conn, self._homeserver_id)
+        for room in rooms:
+            try:
+                await self._tend(room)
+            except RequestFailed as error:
+                _log.warning("a room could not be joined, told or left", extra=describe(error))
+
+    async def _tend(self, room: audited_rooms.AuditedRoom) -> None:
+        if not room.wanted:
+            await self._witness.withdraw(room.room_id)
+            await self._api.leave(room.room_id)
+            async with self._database() as conn:
+                await audited_rooms.drop_room(conn, self._homeserver_id, room.room_id)
+            self.own.rooms.discard(room.room_id)
+            return
+        if room.room_id not in self.own.rooms or room.joined_at is None:
+            await self._api.join(room.room_id)
+            await self._enter(room.room_id)
+        if room.announced_at is None and self._terms.notice:
+            await self._api.say(room.room_id, self._terms.notice)
+            async with self._database() as conn:
+                await audited_rooms.mark_announced(conn, self._homeserver_id, room.room_id, self._clock())
+        self._sealed.note_call(room.room_id)
+
+    async def _enter(self, room_id: RoomId) -> None:
+        """Note that the device is in a room, and read the state it finds there."""
+        async with self._database() as conn:
+            await audited_rooms.want_room(conn, self._homeserver_id, room_id, wanted=True)
+            await audited_rooms.mark_joined(conn, self._homeserver_id, room_id, self._clock())
+        self.own.rooms.add(room_id)
+        self._sealed.rooms_changed.set()
+        now = self._clock()
+        state = [_as_of(event, room_id, now) for event in await self._api.state(room_id)]
+        events = [event for event in state if event.get("type") in _SNAPSHOT]
+        await self._intake.take_beside({"events": events}, _nothing_else, is_snapshot=True)
+
+    async def _is_witness(self, room_id: RoomId) -> bool:
+        async with self._database() as conn:
+            rooms = await audited_rooms.audited_rooms(conn, self._homeserver_id)
+        return any(room.room_id == room_id and room.witness and room.wanted for room in rooms)
+
+    # --- events that could not be read ---------------------------------------------------------
+
+    async def _read_again(self) -> None:
+        await self._sealed.sessions_came.wait()
+        self._sealed.sessions_came.clear()
+        async with self._database() as conn:
+            waiting = await crypto.readable_now(conn, self._homeserver_id, _AT_ONCE)
+        for unread in waiting:
+            await self._read_one_again(unread.room_id, unread.event_id)
+        if len(waiting) == _AT_ONCE:
+            self._sealed.sessions_came.set()
+
+    async def _read_one_again(self, room_id: RoomId, event_id: EventId) -> None:
+        async def write(conn: Connection, _reading: Reading, _intake: Intake) -> None:
+            await crypto.drop_unread(conn, self._homeserver_id, event_id)
+            await crypto.drop_sealed_observation(conn, self._homeserver_id, event_id)
+
+        try:
+            event = await self._api.event(room_id, event_id)
+        except RequestFailed as error:
+            if not is_gone(error):
+                self._sealed.sessions_came.set()
+                raise
+            async with self._database() as conn:
+                await crypto.drop_unread(conn, self._homeserver_id, event_id)
+            return
+        await self._intake.take_beside({"events": [{**event, "room_id": room_id}]}, write)
+
+    # --- going on ------------------------------------------------------------------------------
+
+    async def _until(self, stop: asyncio.Event, fault: str, step: Callable[[], Awaitable[None]]) -> None:
+        while not stop.is_set():
+            await self._persist(stop, fault, step)
+
+    async def _persist(self, stop: asyncio.Event, fault: str, step: Callable[[], Awaitable[None]]) -> bool:
+        """Do a step until it succeeds; tells whether it did before `stop`."""
+        while not stop.is_set():
+            doing, stopping = asyncio.ensure_future(step()), asyncio.ensure_future(stop.wait())
+            try:
+                await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not doing.done():
+                    return False
+                doing.result()
+                return True
+            except (*RequestFailed, StoreUnavailable) as error:
+                _log.warning(fault, extra=describe(error))
+                with suppress(StoreUnavailable):
+                    await self._note_not_synced()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
+            finally:
+                stopping.cancel()
+                if not doing.done():
+                    doing.cancel()
+                    await asyncio.gather(doing, return_exceptions=True)
+        return False
+
+    @asynccontextmanager
+    async def _database(self) -> AsyncIterator[Connection]:
+        with store_errors():
+            async with self._pool.acquire() as conn:
+                yield conn
+
+
+def _as_of(event: dict[str, Any], room_id: RoomId, now: datetime) -> dict[str, Any]:
+    """Give a state event as found in a room: what holds for the room holds now, however long ago it was set."""
+    found = {**event, "room_id": room_id}
+    if event.get("type") not in STATE_TYPES:
+        found["origin_server_ts"] = round(now.timestamp() * 1000)
+    return found
+
+
+def _date_back(intake: Intake, since: datetime) -> None:
+    """Give keys that waited for the device the time they were sent at, within what can be: they are not late."""
+    for position, observation in enumerate(intake.observations):
+        body = observation.body
+        if isinstance(body, ToDeviceKey) and body.claimed_sent_at is not None:
+            sent_at = min(max(body.claimed_sent_at, since), observation.received_at)
+            intake.observations[position] = replace(observation, event_at=sent_at)
+
+
+async def _nothing_else(_conn: Connection, _reading: Reading, _intake: Intake) -> None:
+    """Write nothing beside."""

@@ -1,0 +1,137 @@
+"""
+Stage 1: the homeserver's client API as the service's own device uses it.
+
+Every request goes through the session whose middleware lets it out only as a user of our own.
+"""
+
+import json
+import logging
+from collections.abc import Collection
+from typing import Any
+
+import aiohttp
+from mautrix.api import HTTPAPI, Method, Path
+from mautrix.client import Client
+from mautrix.errors import MatrixConnectionError, MatrixRequestError
+from mautrix.types import DeviceID, UserID
+from mautrix.util.logging import TraceLogger
+
+from rtc_appservice.core.model import Device, EventId, RoomId, UserId
+
+#: mautrix logs requests with their bodies: nothing below critical may come out.
+QUIET = TraceLogger("rtc_appservice.intake.quiet", logging.CRITICAL)
+
+#: What a request can fail with.
+RequestFailed = (MatrixRequestError, MatrixConnectionError, TimeoutError, aiohttp.ClientError)
+
+#: Longest wait of one `/sync`, in milliseconds.
+SYNC_TIMEOUT_MS = 30_000
+_SYNC_FILTER = json.dumps(
+    {"presence": {"not_types": ["*"]}, "account_data": {"not_types": ["*"]}, "room": {"rooms": []}}
+)
+_DELAY = "org.matrix.msc4140.delay"
+
+
+class DeviceApi:
+    """Requests made as the device, and the few that make it."""
+
+    def __init__(self, address: str, as_token: str, session: aiohttp.ClientSession, device: Device) -> None:
+        """Take where the homeserver is, the token, and the device to act as."""
+        self._device = device
+
+        def api(**act_as: Any) -> HTTPAPI:
+            return HTTPAPI(
+                base_url=address, token=as_token, client_session=session, default_retry_count=0, log=QUIET, **act_as
+            )
+
+        user_id, device_id = UserID(device[0]), DeviceID(device[1])
+        self._plain = api()
+        self._user = api(as_user_id=user_id)
+        self._api = api(as_user_id=user_id, as_device_id=device_id)
+        #: mautrix's client of the device, for cross-signing.
+        self.client = Client(user_id, device_id, api=self._api)
+
+    # --- making the device ---------------------------------------------------------------------
+
+    async def register(self) -> None:
+        """Create the user, if it is not there."""
+        localpart = self._device[0].partition(":")[0].removeprefix("@")
+        content = {"type": "m.login.application_service", "username": localpart, "inhibit_login": True}
+        try:
+            await self._plain.request(Method.POST, Path.v3.register, content)
+        except MatrixRequestError as error:
+            if getattr(error, "errcode", None) != "M_USER_IN_USE":
+                raise
+
+    async def create_device(self, name: str) -> None:
+        """Create the device without a login (MSC4190); nothing happens if it is there."""
+        await self._user.request(Method.PUT, Path.v3.devices[self._device[1]], {"display_name": name})
+
+    async def upload_keys(self, content: dict[str, Any]) -> dict[str, int]:
+        """Upload device keys, one-time keys or a fallback key; give how many one-time keys there are."""
+        answer = await self._api.request(Method.POST, Path.v3.keys.upload, content)
+        counts: dict[str, int] = answer.get("one_time_key_counts", {})
+        return counts
+
+    async def query_keys(self, users: Collection[UserId]) -> dict[str, Any]:
+        """Give what the homeserver says of the devices and identities of users."""
+        content = {"device_keys": {user: [] for user in users}, "timeout": 5000}
+        answer: dict[str, Any] = await self._api.request(Method.POST, Path.v3.keys.query, content)
+        return answer
+
+    # --- reading -------------------------------------------------------------------------------
+
+    async def sync(self, since: str | None) -> dict[str, Any]:
+        """Wait for to-device messages; asking with the token of an answer confirms that it was taken."""
+        query = {"timeout": str(SYNC_TIMEOUT_MS if since else 0), "filter": _SYNC_FILTER, "set_presence": "offline"}
+        if since:
+            query["since"] = since
+        answer: dict[str, Any] = await self._api.request(Method.GET, Path.v3.sync, query_params=query)
+        return answer
+
+    async def event(self, room_id: RoomId, event_id: EventId) -> dict[str, Any]:
+        """Give one event of a room."""
+        answer: dict[str, Any] = await self._api.request(Method.GET, Path.v3.rooms[room_id].event[event_id])
+        return answer
+
+    async def state(self, room_id: RoomId) -> list[dict[str, Any]]:
+        """Give the state of a room."""
+        answer: Any = await self._api.request(Method.GET, Path.v3.rooms[room_id].state)
+        return [event for event in answer if isinstance(event, dict)] if isinstance(answer, list) else []
+
+    # --- rooms ---------------------------------------------------------------------------------
+
+    async def join(self, room: str) -> RoomId:
+        """Enter a room, given by id or alias."""
+        answer = await self._api.request(Method.POST, Path.v3.join[room], {})
+        return RoomId(answer["room_id"])
+
+    async def leave(self, room_id: RoomId) -> None:
+        """Leave a room."""
+        await self._api.request(Method.POST, Path.v3.rooms[room_id].leave, {})
+
+    async def say(self, room_id: RoomId, text: str) -> None:
+        """Post a notice."""
+        content = {"msgtype": "m.notice", "body": text}
+        path = Path.v3.rooms[room_id].send["m.room.message"][self._api.get_txn_id()]
+        await self._api.request(Method.PUT, path, content)
+
+    async def put_state(
+        self, room_id: RoomId, kind: str, key: str, content: dict[str, Any], *, delay_ms: int | None = None
+    ) -> str | None:
+        """Send a state event; with a delay (MSC4140), have it sent unless put off, and give what it is called by."""
+        query = {} if delay_ms is None else {_DELAY: str(delay_ms)}
+        path = Path.v3.rooms[room_id].state[kind][key]
+        answer = await self._api.request(Method.PUT, path, content, query_params=query)
+        delay_id: str | None = answer.get("delay_id")
+        return delay_id
+
+    async def delayed(self, delay_id: str, action: str) -> None:
+        """Put off a delayed event (`restart`), have it sent now (`send`), or not at all (`cancel`)."""
+        path = Path.unstable["org.matrix.msc4140"].delayed_events[delay_id]
+        await self._api.request(Method.POST, path, {"action": action})
+
+
+def is_gone(error: BaseException) -> bool:
+    """Tell whether a request failed because what it asked for is not there, or not for us."""
+    return isinstance(error, MatrixRequestError) and getattr(error, "http_status", None) in (403, 404)
