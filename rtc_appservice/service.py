@@ -9,7 +9,7 @@ import gc
 import logging
 import signal
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -68,7 +68,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         pool = await stack.enter_async_context(await open_pool(dsn, config.database.pool_size))
         metrics = Metrics(pool, [config.homeserver.domain], __version__)
         intake = await _open_intake(config, pool)
-        projector = await _projector(config, registration, pool)
+        projector = await _projector(config, registration, pool, metrics.observe_misfit)
         projector = replace(projector, events=metrics.counting(projector.events, config.deployment_secret))
         if config.metrics.enabled:
             await stack.enter_async_context(_admin_listener(config, dsn, metrics))
@@ -108,7 +108,12 @@ async def _open_intake(config: Config, pool: Pool) -> TransactionIntake:
     return intake
 
 
-async def _projector(config: Config, registration: Registration, pool: Pool) -> Projector:
+async def _projector(
+    config: Config,
+    registration: Registration,
+    pool: Pool,
+    observe_misfit: Callable[[str], None] = lambda event: None,
+) -> Projector:
     name = ServerName(config.homeserver.domain)
     with store_errors():
         async with pool.acquire() as connection:
@@ -118,7 +123,7 @@ async def _projector(config: Config, registration: Registration, pool: Pool) -> 
         homeserver_id=stream.homeserver_id,
         envelopes=registration.envelopes,
         settings=config.detection.settings(),
-        events=event_maker(_terms(config)) if config.posthog.key else no_events,
+        events=event_maker(_terms(config), observe_misfit) if config.posthog.key else no_events,
     )
 
 

@@ -42,17 +42,17 @@ class Terms(Struct, frozen=True, kw_only=True):
     pseudonym_rotation_days: int | None = None  #: None: pseudonyms of rooms, users and devices hold for ever
 
 
-def event_maker(terms: Terms, observe_drop: Callable[[str], None] = lambda event: None) -> EventMaker:
+def event_maker(terms: Terms, observe_misfit: Callable[[str], None] = lambda event: None) -> EventMaker:
     """
     Take the terms; give the function the projector writes outbox rows with.
 
     Args:
-        observe_drop: called with the name of an event that was dropped because it did not fit its description.
+        observe_misfit: called with the name of an event that was dropped because it did not fit its description.
     """
 
     def dropped(event: str, where: str) -> None:
         _log.error("an event does not fit its description and is not sent", extra={"event_name": event, "at": where})
-        observe_drop(event)
+        observe_misfit(event)
 
     def make(session: CallSession, newly_settled: Sequence[Finding], first_time: bool) -> Sequence[OutboxRow]:
         return outbox_rows(session, newly_settled, first_time=first_time, terms=terms, dropped=dropped)

@@ -98,8 +98,8 @@ EXPORT_REQUESTS = Description(
 EXPORT_EVENTS = Description(
     PREFIX + "export_events_total",
     "counter",
-    "Events that left the outbox: kept by the sink, or refused for good and set aside.",
-    {"sink": (SINK,), "outcome": ("delivered", "dead_lettered")},
+    "Events by their end: kept by the sink, refused for good and set aside, or never queued as unfit to be sent.",
+    {"sink": (SINK,), "outcome": ("delivered", "dead_lettered", "misfit")},
 )
 INGEST_LATENCY = Description(
     PREFIX + "ingest_latency_seconds",
@@ -237,6 +237,10 @@ class Metrics:
         self._requests.labels(SINK, str(answer)).inc()
         self._exported.labels(SINK, "delivered").inc(delivered)
         self._exported.labels(SINK, "dead_lettered").inc(dead)
+
+    def observe_misfit(self, _event: str) -> None:
+        """Count one event that was not queued because it does not fit its description; the log names it."""
+        self._exported.labels(SINK, "misfit").inc()
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         """Take a scrape's `Accept` header; give the page and its content type (OpenMetrics if asked for)."""

@@ -177,6 +177,7 @@ async def test_process_metrics(listener: Scraped) -> None:
     listener.metrics.observe_transaction("refused", 0.001, None)
     listener.metrics.observe_export(Answer.OK, 7, 0)
     listener.metrics.observe_export(Answer.REJECTED, 0, 1)
+    listener.metrics.observe_misfit("RtcKeyNotReceived")
     found = samples((await listener.scrape())[0])
 
     assert [found[key("transactions_total", result=r)] for r in ("stored", "nothing", "refused", "failed")] == [
@@ -193,6 +194,7 @@ async def test_process_metrics(listener: Scraped) -> None:
     assert found[key("export_requests_total", sink="posthog", outcome="ok")] == 1
     assert found[key("export_events_total", sink="posthog", outcome="delivered")] == 7
     assert found[key("export_events_total", sink="posthog", outcome="dead_lettered")] == 1
+    assert found[key("export_events_total", sink="posthog", outcome="misfit")] == 1
 
 
 async def test_openmetrics_on_request(listener: Scraped) -> None:
