@@ -25,7 +25,7 @@ class Malformed(Exception):
 def text(source: dict[str, Any], name: str, path: str) -> str:
     """Give a required string of at most 255 characters; raises Malformed."""
     value = source.get(name)
-    if not isinstance(value, str) or len(value) > MAX_TEXT or "\0" in value:
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not _is_storable(value):
         raise Malformed(f"{path}.{name}")
     return value
 
@@ -85,4 +85,9 @@ def optional_time(source: dict[str, Any], name: str, path: str) -> datetime | No
 
 def is_id(value: Any) -> TypeGuard[str]:
     """Tell whether a value can be an identifier or another short text."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and "\0" not in value
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and _is_storable(value)
+
+
+def _is_storable(value: str) -> bool:
+    """PostgreSQL takes neither NUL nor half a surrogate pair, which JSON can spell."""
+    return (value.isascii() and "\0" not in value) or not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)

@@ -17,7 +17,9 @@ class Keyed:
 
     def identity(self, *parts: str) -> str:
         """Give a keyed hash as 32 hex digits: equal input, equal identity; nothing can be read back."""
-        return hashlib.blake2b("\0".join(parts).encode(), key=self._identity_key, digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            "\0".join(parts).encode(errors="surrogatepass"), key=self._identity_key, digest_size=16
+        ).hexdigest()
 
     def tagger(self, room_id: Any) -> Tagger:
         """Give what makes the comparison tags of one room."""

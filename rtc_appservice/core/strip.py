@@ -36,7 +36,9 @@ _CONTENT_OBJECTS = {"member": ("claimed_device_id", "id"), "session": ("call_id"
 
 def comparison_tag(secret: bytes, room_id: str, key: bytes) -> str:
     """Give the 16 hex digits by which equal media keys of one room can be recognised, and nothing else."""
-    return hmac.new(secret, b"tag\0" + room_id.encode() + b"\0" + key, hashlib.sha256).hexdigest()[:16]
+    return hmac.new(
+        secret, b"tag\0" + room_id.encode(errors="surrogatepass") + b"\0" + key, hashlib.sha256
+    ).hexdigest()[:16]
 
 
 def strip_key_event(event: dict[str, Any], tagger: Tagger) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _forms(content: dict[str, Any]) -> Iterator[str]:
     """Yield every text in which a key of this content could be repeated elsewhere in it."""
     for name in ("keys", "media_key"):
         for text in _strings(content.get(name)):
-            raw = decode_key(text) or text.encode()
+            raw = decode_key(text) or text.encode(errors="surrogatepass")
             if len(raw) < 8:  # too short to be a key, and blanking it would hit ordinary words
                 continue
             standard = base64.b64encode(raw).decode().rstrip("=")
@@ -105,14 +107,16 @@ def _forms(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
+    """Yield every text inside a value, however deep: JSON may nest deeper than Python recurses."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            waiting += item.values()
 
 
 def _blank(value: Any, secrets: set[str]) -> Any:

@@ -93,6 +93,7 @@ class ToDeviceReader:
             return None
         if not isinstance(content, dict) or not isinstance(ciphertext, dict):
             return None
+        sender_key = content.get("sender_key")
         for sealed in ciphertext.values():
             text = sealed.get("body") if isinstance(sealed, dict) else None
             if isinstance(text, str) and sealed.get("type") in (0, 1) and len(text) in CALL_KEY_BODY_LENGTHS:
@@ -106,7 +107,7 @@ class ToDeviceReader:
                         recipient_device=DeviceId(device),
                         olm_type=sealed["type"],
                         body_length=len(text),
-                        sender_key_id=self._keyed.identity(str(content.get("sender_key"))),
+                        sender_key_id=self._keyed.identity(sender_key if isinstance(sender_key, str) else ""),
                     ),
                 )
         return None

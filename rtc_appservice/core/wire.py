@@ -14,6 +14,7 @@ from msgspec import Struct, field
 from rtc_appservice.core import fields, membership
 from rtc_appservice.core.fields import Malformed, is_id
 from rtc_appservice.core.keyed import Keyed
+from rtc_appservice.core.lengths import room_key_lengths
 from rtc_appservice.core.media_key import parse_room_key, with_sender
 from rtc_appservice.core.model import (
     Body,
@@ -36,6 +37,8 @@ from rtc_appservice.core.to_device import ToDeviceReader
 #: A federated sender chooses its timestamp: outside these bounds it is not believed.
 MAX_AGE = timedelta(days=7)
 MAX_AHEAD = timedelta(minutes=10)
+#: A key event's ciphertext for any ids: 250 bytes of plaintext at least, 2 kB with sixteen keys and ids of 255 bytes.
+KEY_EVENT_LENGTHS = range(300, 3000)
 #: Behind the watermark by more than this is `late`.
 LATE_AFTER = timedelta(seconds=60)
 _ROOM_STATE = {
@@ -235,16 +238,28 @@ class TransactionReader:
             return None  # not Megolm; in a room that is nobody's call key
         session_id = content.get("session_id")
         device_id = content.get("device_id")
+        device = DeviceId(device_id) if is_id(device_id) else None
+        sticky = membership.sticky_seconds(event)
+        if sticky is None and not _can_be_key(RoomId(event["room_id"]), device, len(ciphertext)):
+            return None  # an ordinary message is nobody's business
         return MegolmEnvelope(
             sender=sender,
             length=len(ciphertext),
-            device_id=DeviceId(device_id) if is_id(device_id) else None,
+            device_id=device,
             session_key_id=self._keyed.identity(session_id) if isinstance(session_id, str) else None,
-            sticky_seconds=membership.sticky_seconds(event),
+            sticky_seconds=sticky,
         )
 
 
 # --- single forms -------------------------------------------------------------------------------
+
+
+def _can_be_key(room_id: RoomId, device_id: DeviceId | None, length: int) -> bool:
+    """Tell whether a ciphertext has the length of a key event; where the device is not named, whether it might."""
+    if device_id is None:
+        return length in KEY_EVENT_LENGTHS
+    predictions = room_key_lengths(room_id, device_id, with_history=True)
+    return any(length in fits for fits in predictions.values())
 
 
 def _parse_redaction(event: dict[str, Any], sender: UserId) -> Redaction:
