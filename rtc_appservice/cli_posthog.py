@@ -33,6 +33,12 @@ def posthog() -> None:
     """PostHog dashboards: `check` looks at the files, `diff` compares, `push` writes; `requeue` sends events again."""
 
 
+def _url(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise click.BadParameter("must be a URL that starts with http:// or https://")
+    return value
+
+
 def _project_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says which project, and the key to it, which never stands on the command line."""
     for option in (
@@ -42,13 +48,19 @@ def _project_options(command: Callable[..., None]) -> Callable[..., None]:
             help=f"A file that holds the personal API key.  [default: the key in {KEY_VARIABLE}]",
         ),
         click.option(
-            "--project", envvar="POSTHOG_PROJECT_ID", required=True, show_envvar=True, help="Number of the project."
+            "--project",
+            type=click.IntRange(min=1),
+            envvar="POSTHOG_PROJECT_ID",
+            required=True,
+            show_envvar=True,
+            help="Number of the project.",
         ),
         click.option(
             "--host",
             envvar="POSTHOG_HOST",
             required=True,
             show_envvar=True,
+            callback=_url,
             help="The app host, as https://eu.posthog.com; not the one events are sent to.",
         ),
     ):
@@ -76,7 +88,7 @@ def check_dashboards() -> None:
 @_project_options
 @format_option
 @example("rtc-appservice posthog diff --host https://eu.posthog.com --project 1234 --key-file key")
-def diff_dashboards(host: str, project: str, key_file: Path | None, form: Format) -> None:
+def diff_dashboards(host: str, project: int, key_file: Path | None, form: Format) -> None:
     """Print what a push would change; exit 1 if anything."""
     changes = _synchronise(host, project, key_file, write=False)
     _print_changes(changes, form)
@@ -87,7 +99,7 @@ def diff_dashboards(host: str, project: str, key_file: Path | None, form: Format
 @_project_options
 @format_option
 @example("rtc-appservice posthog push --host https://eu.posthog.com --project 1234 --key-file key")
-def push_dashboards(host: str, project: str, key_file: Path | None, form: Format) -> None:
+def push_dashboards(host: str, project: int, key_file: Path | None, form: Format) -> None:
     """
     Create or update the dashboards in a PostHog project.
 
@@ -116,7 +128,7 @@ def requeue_events(config_path: Path) -> None:
         click.echo(f"{asyncio.run(requeue(dsn))} events wait to be sent again")
 
 
-def _synchronise(host: str, project: str, key_file: Path | None, *, write: bool) -> "list[Change]":
+def _synchronise(host: str, project: int, key_file: Path | None, *, write: bool) -> "list[Change]":
     """Check the dashboards, then compare them with the project, and make it the same if `write`."""
     from rtc_appservice.export.dashboards.check import check, load
     from rtc_appservice.export.dashboards.sync import synchronise
@@ -128,7 +140,7 @@ def _synchronise(host: str, project: str, key_file: Path | None, *, write: bool)
         raise ConfigError("\n".join(["The dashboards cannot be pushed:", *(f"  {fault}" for fault in faults)]))
 
     async def run() -> "list[Change]":
-        async with open_api(host, project, key, tell=_tell) as api:
+        async with open_api(host, str(project), key, tell=_tell) as api:
             return await synchronise(api, dashboards, write=write, tell=_tell)
 
     return asyncio.run(run())

@@ -140,6 +140,8 @@ def test_usage(server: PostHogRestStandIn, tmp_path: Path) -> None:
     cases = [
         ((), 2, "--host"),
         (("--host", server.address), 2, "--project"),
+        (("--host", "eu.posthog.com", "--project", PROJECT), 2, "must be a URL"),
+        (("--host", server.address, "--project", "../7"), 2, "--project"),
         (project, 2, KEY_VARIABLE),
         ((*project, "--key-file", str(tmp_path / "absent")), 1, "absent cannot be read"),
         ((*project, "--key-file", str(tmp_path / "empty")), 1, "is empty"),

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import aiohttp
+import msgspec
 
 from rtc_appservice.errors import PostHogRefused
 
@@ -90,13 +91,13 @@ class PostHogApi:
                     method, url, json=content, params=params, allow_redirects=False
                 ) as response:
                     if response.status < 300:
-                        return _object(await response.json(content_type=None))
+                        return _object(await response.read(), f"{method} {path}")
                     problem = f"{method} {path}: HTTP {response.status}"
                     passes = response.status == 429 or (response.status >= 500 and method != "POST")
                     if not passes:
                         raise PostHogRefused(f"{problem}{_advice(response)}{await _detail(response)}")
                     wait = max(wait, _retry_after(response))
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 problem = f"{method} {path}: {type(error).__name__}"
                 if method == "POST":
                     raise PostHogRefused(f"{problem}; look whether it was made, then try again") from error
@@ -117,10 +118,11 @@ async def open_api(
         yield PostHogApi(client, host=host, project=project, tell=tell)
 
 
-def _object(body: object) -> Object:
-    if not isinstance(body, dict):
-        raise ValueError("the answer is no JSON object")
-    return body
+def _object(body: bytes, what: str) -> Object:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise PostHogRefused(f"{what}: the answer is no JSON object (is this the app host?)") from error
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float:
@@ -142,8 +144,7 @@ def _advice(response: aiohttp.ClientResponse) -> str:
 async def _detail(response: aiohttp.ClientResponse) -> str:
     """Give what the server says is wrong, as PostHog says it, cut short."""
     try:
-        body = await response.json(content_type=None)
-    except ValueError:
+        detail = msgspec.json.decode(await response.read(), type=dict[str, Any]).get("detail")
+    except msgspec.DecodeError:
         return ""
-    detail = body.get("detail") if isinstance(body, dict) else None
     return f": {str(detail)[:200]}" if detail else ""

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from rtc_appservice.core.model import BLOCKING_CAUSES
 from rtc_appservice.core.readiness import TARGET, wilson_interval
+from rtc_appservice.demo.posthog_standin import PostHogStandIn
 from rtc_appservice.errors import InputError, PostHogRefused
 from rtc_appservice.export.dashboards.check import SENT, Dashboard, check, check_query, load, mark
 from rtc_appservice.export.dashboards.sync import Change, differences, synchronise
@@ -331,6 +332,13 @@ async def test_refusals_say_what_to_do(server: PostHogRestStandIn) -> None:
             with pytest.raises(PostHogRefused, match=words) as caught:
                 await api.find("dashboards", "x")
             assert key not in str(caught.value)
+    events_host = PostHogStandIn()
+    try:
+        async with open_api(f"{await events_host.start()}/events?", PROJECT, KEY) as api:
+            with pytest.raises(PostHogRefused, match="is this the app host"):
+                await api.find("dashboards", "x")
+    finally:
+        await events_host.stop()
     async with open_api(server.address, PROJECT, KEY) as api:
         with pytest.raises(PostHogRefused, match="no more than 400 characters"):
             await api.create("dashboards", {"name": "x" * 401})
