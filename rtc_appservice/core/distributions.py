@@ -2,25 +2,44 @@
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 
-from rtc_appservice.core.attribution import ONE_DISTRIBUTION, CallTraffic, Delivery, Device, RoomKeySeen
 from rtc_appservice.core.model import CallId, DeviceRef, KeyDistribution, KeyTransport
+from rtc_appservice.core.traffic import ONE_DISTRIBUTION, CallTraffic, Delivery, RoomKeySeen
 
 
-def build_distributions(call: CallTraffic, call_id: CallId) -> tuple[KeyDistribution, ...]:
-    """Give the distributions of a call in order of time; envelopes of one sender within 1 s are one."""
-    found = [_room_distribution(key, call, call_id) for key in call.room_keys]
-    groups: list[list[Delivery]] = []
-    open_of: dict[Device, list[Delivery]] = {}
-    for delivery in sorted(call.deliveries, key=lambda d: (d.at, d.observation.identity)):
-        device = delivery.stint.device
-        group = open_of.get(device)
-        if group is None or delivery.at - group[0].at > ONE_DISTRIBUTION:
-            group = open_of[device] = []
-            groups.append(group)
-        group.append(delivery)
-    found += [_to_device_distribution(group, call_id) for group in groups]
-    return tuple(sorted(found, key=lambda distribution: (distribution.at, distribution.distribution_id)))
+class Distributions:
+    """The distributions of a call in order of time; those that are final are made once."""
+
+    def __init__(self, call: CallTraffic, call_id: CallId) -> None:
+        """Begin with none."""
+        self._call = call
+        self._call_id = call_id
+        self._room_keys = 0
+        self._bundles = 0
+        self.final: list[KeyDistribution] = []
+
+    def settle(self, final_until: datetime) -> list[KeyDistribution]:
+        """Make those that can change no more, with the traffic final up to a time, and give the new ones."""
+        until = final_until - ONE_DISTRIBUTION  # a bundle may still grow
+        keys, bundles = self._call.room_keys, self._call.bundles
+        first_key, first_bundle = self._room_keys, self._bundles
+        while self._room_keys < len(keys) and keys[self._room_keys].at <= until:
+            self._room_keys += 1
+        while self._bundles < len(bundles) and bundles[self._bundles][0].at <= until:
+            self._bundles += 1
+        found = self._made(keys[first_key : self._room_keys], bundles[first_bundle : self._bundles])
+        self.final += found
+        return found
+
+    def open(self) -> list[KeyDistribution]:
+        """Give the others, all later than the final ones."""
+        return self._made(self._call.room_keys[self._room_keys :], self._call.bundles[self._bundles :])
+
+    def _made(self, keys: Sequence[RoomKeySeen], bundles: Sequence[Sequence[Delivery]]) -> list[KeyDistribution]:
+        found = [_room_distribution(key, self._call, self._call_id) for key in keys]
+        found += [_to_device_distribution(bundle, self._call_id) for bundle in bundles]
+        return sorted(found, key=lambda distribution: (distribution.at, distribution.distribution_id))
 
 
 def _room_distribution(key: RoomKeySeen, call: CallTraffic, call_id: CallId) -> KeyDistribution:

@@ -4,7 +4,7 @@ Stage 5: one call told in full: its timeline, and who owed whom which key and wh
 Answers "why could Bob not hear Alice". Worked out anew from the observations, by the same analysis as the report.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from msgspec import Struct
@@ -20,8 +20,9 @@ from rtc_appservice.core.model import (
     RoomHistory,
     Settings,
 )
-from rtc_appservice.core.session import Analysis, analyse, project_room
-from rtc_appservice.core.stints import DeviceStint, in_order
+from rtc_appservice.core.obligations import ObligationGroup, obligations
+from rtc_appservice.core.session import RoomProjection
+from rtc_appservice.core.stints import DeviceStint
 
 
 class TimelineEntry(Struct, frozen=True, kw_only=True):
@@ -61,18 +62,23 @@ class CallExplanation(Struct, frozen=True, kw_only=True):
 def explain(history: RoomHistory, call_id: CallId, settings: Settings | None = None) -> CallExplanation | None:
     """Tell one call of a room in full, or give None if the room had no such call."""
     settings = settings or Settings()
-    session = next((found for found in project_room(history, settings) if found.report.call_id == call_id), None)
-    observations = in_order(history.observations)
-    analysis = next((found for found in analyse(history, observations, settings) if found.call_id == call_id), None)
-    if session is None or analysis is None:
-        return None
-    timeline = sorted(_timeline(session, analysis), key=lambda entry: (entry.at, entry.what, str(entry.device)))
-    owed = sorted(_owed(analysis), key=lambda key: (key.owed_at, str(key.sender), str(key.recipient)))
-    return CallExplanation(call=session.report, timeline=tuple(timeline), owed=tuple(owed))
+    projection = RoomProjection(settings)
+    projection.feed(history.observations)
+    for call, view in projection.looked_at(history):
+        if call.call_id == call_id:
+            session = call.session(view)
+            groups = obligations(call.traffic, call.analyse(view).sight)
+            timeline = _timeline(session, call.traffic.span.stints)
+            return CallExplanation(
+                call=session.report,
+                timeline=tuple(sorted(timeline, key=lambda entry: (entry.at, entry.what, str(entry.device)))),
+                owed=tuple(sorted(_owed(groups), key=lambda key: (key.owed_at, str(key.sender), str(key.recipient)))),
+            )
+    return None
 
 
-def _timeline(session: CallSession, analysis: Analysis) -> Iterator[TimelineEntry]:
-    for stint in analysis.call.span.stints:
+def _timeline(session: CallSession, stints: Sequence[DeviceStint]) -> Iterator[TimelineEntry]:
+    for stint in stints:
         device = None if stint.sealed else _ref(stint)
         yield TimelineEntry(at=stint.joined_at, what="joined", device=device, evidence=Evidence.DIRECT)
         if stint.left_at is not None:
@@ -100,8 +106,8 @@ def _timeline(session: CallSession, analysis: Analysis) -> Iterator[TimelineEntr
         )
 
 
-def _owed(analysis: Analysis) -> Iterator[OwedKey]:
-    for group in analysis.owed:
+def _owed(groups: Iterable[ObligationGroup]) -> Iterator[OwedKey]:
+    for group in groups:
         for recipient in group.recipients():
             yield OwedKey(
                 sender=_ref(group.sender),

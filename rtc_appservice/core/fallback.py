@@ -5,15 +5,15 @@ To-device is the primary key transport, so a device's first room key in a call i
 ones add to its count. Causes are tried in a fixed order and the first that fits is taken.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
-from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
 from rtc_appservice.core.model import BLOCKING_CAUSES, DeviceRef, Evidence, Fallback, FallbackCause
 from rtc_appservice.core.stints import DeviceStint
+from rtc_appservice.core.traffic import CallTraffic, Decided, Device, KeyGroup, RoomKeySeen
 
 #: "With its own join": recorded room-only clients send at most 0.6 s from it, even alone; a legacy manager that began
 #: with to-device and switched is held back by its 3 s throttle.
@@ -43,7 +43,7 @@ class Occurrence:
     fallback: Fallback
     device: Device
     stint: DeviceStint | None
-    room_keys: tuple[RoomKeySeen, ...]
+    group: KeyGroup
 
     @property
     def blocks(self) -> bool:
@@ -60,21 +60,20 @@ class Context:
     to_device_history: Mapping[Device, datetime]
     #: A cause is decided with what was known this long after the first room key, and stays: it has been told by then.
     decided_after: timedelta
+    #: The traffic up to this time is final.
+    final_until: datetime
 
 
 def find_fallbacks(call: CallTraffic, context: Context) -> list[Occurrence]:
     """Give the fallback occurrences of a call, one per device stint, in order of time."""
-    grouped: dict[tuple[Device, int | None], list[RoomKeySeen]] = {}
-    for key in call.room_keys:
-        grouped.setdefault((key.sender, None if key.stint is None else id(key.stint)), []).append(key)
-    return [_occurrence(call, context, keys) for keys in grouped.values()]
+    return [_occurrence(call, context, group) for group in call.groups()]
 
 
-def _occurrence(call: CallTraffic, context: Context, keys: Sequence[RoomKeySeen]) -> Occurrence:
-    first = keys[0]
-    foreign = _heard_before(call, first)
-    cause, candidates = _cause(call, context, keys, foreign)
-    evidence = max((key.evidence for key in keys), key=list(Evidence).index)
+def _occurrence(call: CallTraffic, context: Context, group: KeyGroup) -> Occurrence:
+    first = group.keys[0]
+    decided = _decide(call, context, group)
+    cause, foreign = decided.cause, decided.foreign
+    evidence = group.grades()[-1]
     confidence = _CONFIDENCE[cause] * (_INFERRED_FACTOR if evidence is Evidence.INFERRED else 1.0)
     caused_by = None
     if cause is FallbackCause.FOLLOWED and foreign is not None:
@@ -86,13 +85,26 @@ def _occurrence(call: CallTraffic, context: Context, keys: Sequence[RoomKeySeen]
         cause=cause,
         caused_by=caused_by,
         at=first.at,
-        room_keys=len(keys),
+        room_keys=len(group.keys),
         evidence=evidence,
         confidence=round(confidence, 2),
-        candidates=candidates,
-        key_was_private=_was_private(call, keys),
+        candidates=decided.candidates,
+        key_was_private=_was_private(call, group.keys),
     )
-    return Occurrence(fallback, first.sender, first.stint, tuple(keys))
+    return Occurrence(fallback, first.sender, first.stint, group)
+
+
+def _decide(call: CallTraffic, context: Context, group: KeyGroup) -> Decided:
+    """Decide the cause, or take it as decided where all that enters it is final."""
+    first = group.keys[0]
+    by = (context.beginning_seen, context.envelopes, context.to_device_history.get(first.sender), context.decided_after)
+    if group.decided is not None and group.decided.by == by:
+        return group.decided
+    foreign = _heard_before(call, first)
+    decided = Decided(*_cause(call, context, group.keys, foreign), foreign, by)
+    is_final = first.at + context.decided_after <= context.final_until
+    group.decided = decided if is_final else None
+    return decided
 
 
 def _cause(
@@ -107,9 +119,9 @@ def _cause(
     if first.after_leave:
         return FallbackCause.AFTER_LEAVE, ()
     until = first.at + context.decided_after
-    keys = [key for key in keys if key.at <= until]
+    keys = keys[: bisect_right(keys, until, key=lambda key: key.at)]
     padded = _is_padded(keys)
-    sends_to_device = any(d.at <= until for d in call.deliveries_of.get(first.sender, ()))
+    sends_to_device = any(d.at <= until for d in call.deliveries_of.get(first.sender, [])[:1])
     if foreign is not None:
         # A room-only client sends with its own join, even alone: one that did not began with to-device.
         was_silent = first.at > stint.joined_at + WITH_JOIN
@@ -157,7 +169,7 @@ def _is_old_form(keys: Sequence[RoomKeySeen]) -> bool:
 
 
 def _distributed_before(call: CallTraffic, context: Context, first: RoomKeySeen) -> bool:
-    if any(delivery.at < first.at for delivery in call.deliveries_of.get(first.sender, ())):
+    if any(delivery.at < first.at for delivery in call.deliveries_of.get(first.sender, [])[:1]):
         return True
     seen = context.to_device_history.get(first.sender)
     return seen is not None and call.span.started_at - HISTORY <= seen < call.span.started_at
@@ -167,9 +179,11 @@ def _was_private(call: CallTraffic, keys: Sequence[RoomKeySeen]) -> bool | None:
     """Tell whether one of these keys had been read from a to-device message before, by the comparison tags."""
     sealed = {
         mark.tag
-        for delivery in call.deliveries_of.get(keys[0].sender, ())
+        for delivery in call.read_from.get(keys[0].sender, ())
         for mark in delivery.keys
         if mark.tag is not None
     }
+    if not sealed:
+        return None
     tags = {mark.tag for key in keys for mark in key.keys if mark.tag is not None}
-    return bool(sealed & tags) if sealed and tags else None
+    return bool(sealed & tags) if tags else None

@@ -1,44 +1,39 @@
 """Stage 5: findings of one call, each with severity, evidence and the observations it rests on."""
 
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
+from rtc_appservice.core.anomalies import IndexFault, Storm
 from rtc_appservice.core.fallback import Occurrence
 from rtc_appservice.core.generation import NO_REACTION, first_stayed_after, is_to_device_only
 from rtc_appservice.core.model import (
     CallId,
-    DeviceId,
     DeviceRef,
     DeviceTrust,
     Evidence,
     FallbackCause,
     Finding,
     FindingKind,
-    KeyDistribution,
     Observation,
     Outcome,
     Rejected,
-    RoomKey,
     Settings,
     Severity,
-    ToDeviceKey,
-    UserId,
 )
 from rtc_appservice.core.obligations import ObligationGroup
+from rtc_appservice.core.rotations import NotRotated
 from rtc_appservice.core.stints import DeviceStint
+from rtc_appservice.core.traffic import CallTraffic, Device
 
 #: Finding ids are UUIDv5 in this namespace: equal identity, equal id, on every replay.
 _NAMESPACE = uuid.UUID("9b0f5f0e-5e0c-5a54-9c9b-0d6a6f1a7c11")
-#: A storm is so many distributions within a minute beyond the joins and leaves that ask for one.
-STORM_WINDOW = timedelta(seconds=60)
-STORM_EXCESS = 10
 #: More findings than this in one call say nothing more.
 MAX_FINDINGS = 1000
+#: A finding that counts names so many of the observations it rests on.
+MAX_OBSERVATIONS = 50
 
 _CAUSE_SEVERITY = {
     FallbackCause.STRAY: Severity.WARNING,
@@ -52,17 +47,6 @@ _CAUSE_SEVERITY = {
 
 
 @dataclass(slots=True, frozen=True)
-class Rotation:
-    """A staying sender's answer to a leave: when its next new key came, if one did."""
-
-    device: Device
-    left_at: datetime
-    because_of: str
-    rotated_at: datetime | None
-    covered: bool  #: it is in room mode and the timeline was readable: silence means no new key
-
-
-@dataclass(slots=True, frozen=True)
 class Case:
     """A call as findings need it."""
 
@@ -70,9 +54,9 @@ class Case:
     call: CallTraffic
     fallbacks: Sequence[Occurrence]
     owed: Sequence[ObligationGroup]  #: only those that become findings
-    distributions: Sequence[KeyDistribution]
-    rotations: Sequence[Rotation]
-    observations: Sequence[Observation]  #: of the room, within the call
+    storms: Sequence[Storm]
+    index_faults: Sequence[IndexFault]
+    not_rotated: Sequence[NotRotated]
     encrypted_room: bool | None
     history_visibility: str | None
     watermark_at: datetime
@@ -123,7 +107,7 @@ def _fallbacks(case: Case) -> Iterator[Finding]:
             occurrence.device,
             obligation="" if occurrence.stint is None else occurrence.stint.opened_by.identity,
             details=details,
-            rests_on=[key.observation.identity for key in occurrence.room_keys],
+            rests_on=_first_of([key.observation for key in occurrence.group.keys[:MAX_OBSERVATIONS]]),
         )
 
 
@@ -156,67 +140,50 @@ def _obligations(case: Case) -> Iterator[Finding]:
 
 
 def _rotations(case: Case) -> Iterator[Finding]:
-    horizon = timedelta(seconds=case.settings.horizon_seconds)
-    for rotation in case.rotations:
-        in_time = rotation.rotated_at is not None and rotation.rotated_at <= rotation.left_at + horizon
-        if not in_time and rotation.covered and case.watermark_at >= rotation.left_at + horizon:
-            yield _finding(
-                case,
-                FindingKind.NOT_ROTATED,
-                Severity.WARNING,
-                rotation.left_at,
-                Evidence.INFERRED,
-                rotation.device,
-                obligation=rotation.because_of,
-                details={"horizon_seconds": case.settings.horizon_seconds},
-                rests_on=[rotation.because_of],
-            )
+    for missing in case.not_rotated:
+        yield _finding(
+            case,
+            FindingKind.NOT_ROTATED,
+            Severity.WARNING,
+            missing.left_at,
+            Evidence.INFERRED,
+            missing.device,
+            obligation=missing.because_of,
+            details={"horizon_seconds": case.settings.horizon_seconds},
+            rests_on=[missing.because_of],
+        )
 
 
 def _storms(case: Case) -> Iterator[Finding]:
     """A device hands out far more new keys in a minute than joins and leaves ask for; told once per device."""
-    times: dict[Device, list[KeyDistribution]] = defaultdict(list)
-    for distribution in case.distributions:
-        if not distribution.resend:
-            times[(distribution.sender.user_id, distribution.sender.device_id)].append(distribution)
-    for device, found in times.items():
-        start = 0
-        for position, last in enumerate(found):
-            while found[start].at < last.at - STORM_WINDOW:
-                start += 1
-            asked = case.call.times.moments(found[start].at - STORM_WINDOW, last.at)
-            if position - start + 1 > asked + STORM_EXCESS:
-                yield _finding(
-                    case,
-                    FindingKind.ROTATION_STORM,
-                    Severity.WARNING,
-                    last.at,
-                    last.evidence,
-                    device,
-                    details={"distributions": position - start + 1, "moments": asked},
-                    rests_on=[identity for d in found[start : position + 1] for identity in d.observations[:1]],
-                )
-                break
+    for storm in case.storms:
+        last = storm.distributions[-1]
+        yield _finding(
+            case,
+            FindingKind.ROTATION_STORM,
+            Severity.WARNING,
+            last.at,
+            last.evidence,
+            storm.device,
+            details={"distributions": len(storm.distributions), "moments": storm.moments},
+            rests_on=[identity for found in storm.distributions for identity in found.observations[:1]],
+        )
 
 
 def _splits(case: Case) -> Iterator[Finding]:
     """Two live participants who cannot get each other's keys though both send."""
-    to_device = {delivery.stint.device for delivery in case.call.deliveries}
-    room_mode: dict[Device, list[RoomKeySeen]] = defaultdict(list)
-    for sent in case.call.room_keys:
-        if sent.stint is not None and not sent.after_leave:
-            room_mode[sent.sender].append(sent)
     for other, stints in case.call.span.devices().items():
-        if other in case.witnesses or (other not in to_device and not is_to_device_only(stints)):
+        by_to_device = case.call.deliveries_of.get(other) or is_to_device_only(stints)
+        if other in case.witnesses or not by_to_device:
             continue
-        own = room_mode.get(other)
-        for sender, keys in room_mode.items():
+        own = case.call.room_mode.get(other)
+        for sender, keys in case.call.room_mode.items():
             seen = [found for stint in stints if (found := first_stayed_after(stint, keys)) is not None]
             key = min(seen, key=lambda found: found.at, default=None)
             if sender == other or key is None:
                 continue
             reacted_by = key.at + NO_REACTION
-            silent = own is None or own[0].at > reacted_by
+            silent = not own or own[0].at > reacted_by
             if silent and case.watermark_at >= reacted_by:
                 yield _split(case, "transport_split", reacted_by, sender, other, [key.observation.identity])
     dialects: list[tuple[str, DeviceStint]] = [
@@ -251,141 +218,68 @@ def _split(case: Case, how: str, at: datetime, one: Device, other: Device, rests
 
 def _keys_in_clear(case: Case) -> Iterator[Finding]:
     """Keys readable by the server, and keys that stand in room history: one finding per sender and day, counted."""
-    clear: dict[tuple[Device, str, str], list[Observation]] = defaultdict(list)
-    history: dict[tuple[Device, str, str], list[Observation]] = defaultdict(list)
-    for key in case.call.room_keys:
-        day, body = key.at.date().isoformat(), key.observation.body
-        if isinstance(body, RoomKey):
-            history[(key.sender, day, "room_event")].append(key.observation)
-            if not body.encrypted:
-                clear[(key.sender, day, "room_event")].append(key.observation)
-    for observation in case.observations:
-        day, body = observation.event_at.date().isoformat(), observation.body
-        if isinstance(body, ToDeviceKey) and not body.encrypted:
-            claimed = body.claimed_device_id or DeviceId("")
-            clear[((body.sender, claimed), day, "to_device")].append(observation)
-    for (device, day, key_transport), found in clear.items():
-        yield _counted(case, FindingKind.KEY_IN_CLEAR, Severity.WARNING, device, day, key_transport, found)
-    for (device, day, key_transport), found in history.items():
-        severity = Severity.INFO if case.encrypted_room else Severity.WARNING
-        yield _counted(case, FindingKind.KEY_READABLE_IN_HISTORY, severity, device, day, key_transport, found)
-
-
-def _counted(
-    case: Case, kind: FindingKind, severity: Severity, device: Device, day: str, how: str, found: list[Observation]
-) -> Finding:
-    return _finding(
-        case,
-        kind,
-        severity,
-        found[0].event_at,
-        Evidence.DIRECT if kind is FindingKind.KEY_IN_CLEAR else _grade(found),
-        device,
-        obligation=f"{day} {how}",
-        details={
-            "key_transport": how,
-            "count": len(found),
-            "encrypted_room": case.encrypted_room,
-            "history_visibility": case.history_visibility,
-        },
-        rests_on=[observation.identity for observation in found],
-        counted=True,
-    )
+    for counted, found in case.call.counted.items():
+        what, device, day, how = counted
+        if not found or what not in ("clear", "history") or day is None:
+            continue
+        in_history = what == "history"
+        decrypted = bool(case.call.decrypted.get(counted))
+        yield _finding(
+            case,
+            FindingKind.KEY_READABLE_IN_HISTORY if in_history else FindingKind.KEY_IN_CLEAR,
+            Severity.INFO if in_history and case.encrypted_room else Severity.WARNING,
+            found[0].event_at,
+            Evidence.DECRYPTED if decrypted else Evidence.DIRECT,
+            device,
+            obligation=f"{day.isoformat()} {how}",
+            details={
+                "key_transport": how,
+                "count": len(found),
+                "encrypted_room": case.encrypted_room,
+                "history_visibility": case.history_visibility,
+            },
+            rests_on=_first_of(found),
+            counted=True,
+        )
 
 
 def _trust(case: Case) -> Iterator[Finding]:
     """Keys of devices their user did not sign, and keys handed out under another device's name: once per device."""
-    untrusted: dict[tuple[Device, DeviceTrust], list[Observation]] = defaultdict(list)
-    mismatched: dict[tuple[Device, DeviceId | None], list[Observation]] = defaultdict(list)
-    for observation in case.observations:
-        body = observation.body
-        if not isinstance(body, RoomKey | ToDeviceKey) or not body.encrypted:
+    for (what, device, _, named), found in case.call.counted.items():
+        if not found or what not in ("untrusted", "mismatch"):
             continue
-        claimed = body.device_id if isinstance(body, RoomKey) else body.claimed_device_id
-        device = (body.sender, body.sender_device_id or claimed or DeviceId(""))
-        if body.trust in (DeviceTrust.UNSIGNED, DeviceTrust.INVALID):
-            untrusted[(device, body.trust)].append(observation)
-        if body.device_matches is False:
-            mismatched[(device, claimed)].append(observation)
-    for (device, trust), found in untrusted.items():
-        severity = Severity.CRITICAL if trust is DeviceTrust.INVALID else Severity.WARNING
-        details = {"trust": trust, "count": len(found)}
-        yield _on_delivery(case, FindingKind.UNTRUSTED_SENDER_DEVICE, severity, device, trust, details, found)
-    for (device, claimed), found in mismatched.items():
-        kind, severity = FindingKind.CLAIMED_DEVICE_MISMATCH, Severity.CRITICAL
-        details = {"claimed_device_id": claimed, "count": len(found)}
-        yield _on_delivery(case, kind, severity, device, claimed or "", details, found)
-
-
-def _on_delivery(
-    case: Case,
-    kind: FindingKind,
-    severity: Severity,
-    device: Device,
-    obligation: str,
-    details: dict[str, Any],
-    found: Sequence[Observation],
-) -> Finding:
-    return _finding(
-        case,
-        kind,
-        severity,
-        found[0].event_at,
-        Evidence.DIRECT if isinstance(found[0].body, ToDeviceKey) else Evidence.DECRYPTED,
-        device,
-        obligation=obligation,
-        details=details,
-        rests_on=[observation.identity for observation in found],
-        counted=True,
-    )
+        is_mismatch = what == "mismatch"
+        is_critical = is_mismatch or named == DeviceTrust.INVALID
+        details = {"claimed_device_id" if is_mismatch else "trust": named, "count": len(found)}
+        yield _finding(
+            case,
+            FindingKind.CLAIMED_DEVICE_MISMATCH if is_mismatch else FindingKind.UNTRUSTED_SENDER_DEVICE,
+            Severity.CRITICAL if is_critical else Severity.WARNING,
+            found[0].event_at,
+            Evidence.DIRECT if isinstance(found[0].body, ToDeviceKey) else Evidence.DECRYPTED,
+            device,
+            obligation=named or "",
+            details=details,
+            rests_on=_first_of(found),
+            counted=True,
+        )
 
 
 def _indexes(case: Case) -> Iterator[Finding]:
     """A new key under a lower index, and an old key under a new index; needs comparison tags."""
-    by_stint: dict[int, list[RoomKeySeen]] = defaultdict(list)
-    for key in case.call.room_keys:
-        if key.stint is not None:
-            by_stint[id(key.stint)].append(key)
-    for keys in by_stint.values():
-        # A legacy manager re-sends the key in use: it may have gone by to-device before.
-        sealed = keys[0].sender in case.call.deliveries_of
-        index_of: dict[str, int] = {}
-        highest = -1
-        for key in keys:
-            for mark in key.keys:
-                if mark.tag is None:
-                    continue
-                rests_on = [key.observation.identity]
-                known = index_of.get(mark.tag)
-                if known is not None and known != mark.index:
-                    yield _key_finding(case, FindingKind.KEY_REUSED, key, mark.index, known, rests_on)
-                elif known is None and not sealed and mark.index < highest and not _wraps(highest, mark.index):
-                    yield _key_finding(case, FindingKind.INDEX_REGRESSED, key, mark.index, highest, rests_on)
-                index_of.setdefault(mark.tag, mark.index)
-                highest = mark.index if _wraps(highest, mark.index) else max(highest, mark.index)
-
-
-def _wraps(highest: int, index: int) -> bool:
-    """Indexes wrap at 256 since js-sdk 34.9, at 16 before."""
-    return index == 0 and highest in (15, 255)
-
-
-def _key_finding(
-    case: Case, kind: FindingKind, key: RoomKeySeen, index: int, before: int, rests_on: list[str]
-) -> Finding:
-    severity = Severity.WARNING if kind is FindingKind.KEY_REUSED else Severity.INFO
-    details = {"index": index, "earlier_index": before}
-    return _finding(
-        case,
-        kind,
-        severity,
-        key.at,
-        key.evidence,
-        key.sender,
-        obligation=key.observation.identity,
-        details=details,
-        rests_on=rests_on,
-    )
+    for fault in case.index_faults:
+        identity = fault.key.observation.identity
+        yield _finding(
+            case,
+            fault.kind,
+            Severity.WARNING if fault.kind is FindingKind.KEY_REUSED else Severity.INFO,
+            fault.key.at,
+            fault.key.evidence,
+            fault.key.sender,
+            obligation=identity,
+            details={"index": fault.index, "earlier_index": fault.before},
+            rests_on=[identity],
+        )
 
 
 def _memberships(case: Case) -> Iterator[Finding]:
@@ -403,12 +297,9 @@ def _memberships(case: Case) -> Iterator[Finding]:
                     details={"state_key_names": body.claimed_user_id},
                     rests_on=[stint.opened_by.identity],
                 )
-    malformed: dict[tuple[UserId, str], list[Observation]] = defaultdict(list)
-    for observation in case.observations:
-        body_ = observation.body
-        if isinstance(body_, Rejected) and body_.reason == "malformed" and body_.sender is not None:
-            malformed[(body_.sender, observation.event_at.date().isoformat())].append(observation)
-    for (sender, day), found in malformed.items():
+    for (what, who, day, _), found in case.call.counted.items():
+        if not found or what != "malformed" or day is None:
+            continue
         fields = sorted({o.body.field for o in found if isinstance(o.body, Rejected) and o.body.field})
         yield _finding(
             case,
@@ -416,12 +307,16 @@ def _memberships(case: Case) -> Iterator[Finding]:
             Severity.INFO,
             found[0].event_at,
             Evidence.DIRECT,
-            (sender, DeviceId("")),
-            obligation=day,
+            who,
+            obligation=day.isoformat(),
             details={"count": len(found), "fields": fields},
-            rests_on=[observation.identity for observation in found],
+            rests_on=_first_of(found),
             counted=True,
         )
+
+
+def _first_of(found: Sequence[Observation]) -> list[str]:
+    return [observation.identity for observation in found[:MAX_OBSERVATIONS]]
 
 
 def _finding(
@@ -451,8 +346,3 @@ def _finding(
         details=details,
         observations=tuple(rests_on),
     )
-
-
-def _grade(found: Sequence[Observation]) -> Evidence:
-    is_decrypted = any(isinstance(o.body, RoomKey) and o.body.encrypted for o in found)
-    return Evidence.DECRYPTED if is_decrypted else Evidence.DIRECT

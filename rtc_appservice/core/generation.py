@@ -8,13 +8,12 @@ S3 37.12-39.0, D1 39.1-41.0, D2 41.1 on.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from datetime import timedelta
 
-from rtc_appservice.core.attribution import CallTraffic, Device, RoomKeySeen
-from rtc_appservice.core.fallback import Occurrence
-from rtc_appservice.core.model import FallbackCause, Membership
+from rtc_appservice.core.model import Membership
 from rtc_appservice.core.stints import DeviceStint
+from rtc_appservice.core.traffic import CallTraffic, Device, RoomKeySeen
 
 _ALL = frozenset({"R0", "R1", "S1", "S2", "S3", "D1", "D2"})
 _SMART = frozenset({"S1", "S2", "S3"})
@@ -49,10 +48,10 @@ NO_REACTION = timedelta(seconds=5)
 
 
 def infer_generation(
-    device: Device, stints: Sequence[DeviceStint], call: CallTraffic, fallbacks: Sequence[Occurrence]
+    device: Device, stints: Sequence[DeviceStint], call: CallTraffic, room_only: Container[Device]
 ) -> tuple[str, float, tuple[str, ...]]:
     """Give (generation, confidence, marks) of one device in one call."""
-    marks = tuple(dict.fromkeys(_marks(device, stints, call, fallbacks)))
+    marks = tuple(dict.fromkeys(_marks(device, stints, call, room_only)))
     left = _ALL
     for mark in marks:
         left &= MARKS[mark]
@@ -65,31 +64,20 @@ def infer_generation(
 
 
 def _marks(
-    device: Device, stints: Sequence[DeviceStint], call: CallTraffic, fallbacks: Sequence[Occurrence]
+    device: Device, stints: Sequence[DeviceStint], call: CallTraffic, room_only: Container[Device]
 ) -> Iterator[str]:
     for stint in stints:
         for body in stint.memberships:
             yield from _membership_marks(body)
-    keys = call.keys_of.get(device, [])
-    for key in keys:
-        if not key.keys:
-            continue
-        yield "padded_key" if any(mark.padded for mark in key.keys) else "unpadded_key"
-        if len(key.keys) > 1:
-            yield "several_keys"
-        if key.has_sent_ts is not None:
-            yield "sent_ts" if key.has_sent_ts else "no_sent_ts"
-    deliveries = call.deliveries_of.get(device, [])
-    for delivery in deliveries:
-        yield "to_device"
-        if delivery.variant is not None:
-            yield delivery.variant.removesuffix("+signed").removesuffix("_user")
-    if any(key.after_leave for key in keys) or any(delivery.after_leave for delivery in deliveries):
+    keys, deliveries = call.keys_of.get(device), call.deliveries_of.get(device)
+    after_leave = call.keys_after_leave_of.get(device)
+    yield from call.key_marks.get(device, ())
+    yield from call.delivery_marks.get(device, ())
+    if after_leave or call.after_leave_of.get(device):
         yield "after_leave"
-    own = [occurrence for occurrence in fallbacks if occurrence.device == device]
-    if deliveries and any(not key.after_leave for key in keys):
+    if deliveries and keys and len(keys) > len(after_leave or ()):
         yield "switched"
-    if any(occurrence.fallback.cause is FallbackCause.ROOM_ONLY_CLIENT for occurrence in own):
+    if device in room_only:
         yield "room_only"
     if deliveries and not keys and _ignores(stints, call):
         yield "ignores_room_keys"

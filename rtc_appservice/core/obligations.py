@@ -9,14 +9,13 @@ work at each moment grows with k and the deliveries near it, not with k squared.
 """
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.attribution import CallTraffic, Delivery, Device, RoomKeySeen
 from rtc_appservice.core.model import Evidence, Gap, Outcome, ServerName, Settings
 from rtc_appservice.core.stints import DeviceStint
+from rtc_appservice.core.traffic import CallTraffic, Delivery, Device, RoomKeySeen
 
 #: A delivery may overtake the membership that made it due.
 EARLY = timedelta(seconds=5)
@@ -33,6 +32,10 @@ class Moment:
     kind: str  #: `join` or `leave`
     at: datetime
     because_of: str  #: identity of the event that opened the stint which joined or left
+
+
+#: A moment with (those owed a key, those who owe it).
+Change = tuple[Moment, list[tuple[Sequence[DeviceStint], Sequence[DeviceStint]]]]
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,35 +72,25 @@ class Sight:
     settings: Settings
 
 
-class _Traffic:
-    """Deliveries and room keys of a call, ready to be asked by stint."""
+def _deliveries(
+    call: CallTraffic, sender: DeviceStint, recipients: frozenset[int], since: datetime
+) -> Iterator[Delivery]:
+    """Yield the first delivery since a time for each of the recipients that had one."""
+    of_sender = call.deliveries_between.get(id(sender))
+    if not of_sender:
+        return
+    for recipient in of_sender.keys() & recipients:
+        found = of_sender[recipient]
+        position = bisect_left(found, since, key=lambda delivery: delivery.at)
+        if position < len(found):
+            yield found[position]
 
-    def __init__(self, call: CallTraffic) -> None:
-        self._deliveries: dict[int, dict[int, list[Delivery]]] = defaultdict(lambda: defaultdict(list))
-        for delivery in sorted(call.deliveries, key=lambda found: (found.at, found.observation.identity)):
-            if not delivery.after_leave:
-                self._deliveries[id(delivery.stint)][id(delivery.recipient)].append(delivery)
-        self._room_keys: dict[int, list[RoomKeySeen]] = defaultdict(list)
-        for key in call.room_keys:
-            if key.stint is not None and not key.after_leave:
-                self._room_keys[id(key.stint)].append(key)
 
-    def deliveries(self, sender: DeviceStint, recipients: frozenset[int], since: datetime) -> Iterator[Delivery]:
-        """Yield the first delivery since a time for each of the recipients that had one."""
-        of_sender = self._deliveries.get(id(sender))
-        if not of_sender:
-            return
-        for recipient in of_sender.keys() & recipients:
-            found = of_sender[recipient]
-            position = bisect_left(found, since, key=lambda delivery: delivery.at)
-            if position < len(found):
-                yield found[position]
-
-    def room_key(self, sender: DeviceStint, since: datetime | None = None) -> RoomKeySeen | None:
-        """Give the sender's first room key, or its first since a time."""
-        found = self._room_keys.get(id(sender), [])
-        position = 0 if since is None else bisect_left(found, since, key=lambda key: key.at)
-        return found[position] if position < len(found) else None
+def _room_key(call: CallTraffic, sender: DeviceStint, since: datetime | None = None) -> RoomKeySeen | None:
+    """Give the sender's first room key, or its first since a time."""
+    found = call.keys_in_stint.get(id(sender), [])
+    position = 0 if since is None else bisect_left(found, since, key=lambda key: key.at)
+    return found[position] if position < len(found) else None
 
 
 class _Owed:
@@ -125,34 +118,48 @@ class _Owed:
 
 def obligations(call: CallTraffic, sight: Sight) -> Iterator[ObligationGroup]:
     """Yield every obligation of a call, grouped, with its outcome at the watermark, in order of time."""
-    traffic = _Traffic(call)
-    for moment, owed in _moments(call.span.stints):
-        for among, senders in owed:
+    for change in moments(call.span.stints):
+        yield from at_moment(call, sight, change)
+
+
+def at_moment(
+    call: CallTraffic, sight: Sight, change: Change, only: Container[int] | None = None
+) -> Iterator[ObligationGroup]:
+    """Yield the obligations of one moment, of all who owe a key then or only of some stints (Python ids)."""
+    moment, owed = change
+    for among, senders in owed:
+        owing = senders if only is None else [sender for sender in senders if id(sender) in only]
+        if owing:
             owed_to = _Owed(sight, moment, among)
-            for sender in senders:
-                yield from _groups(traffic, sight, owed_to, sender)
+            for sender in owing:
+                yield from _groups(call, sight, owed_to, sender)
 
 
-def _moments(
-    stints: list[DeviceStint],
-) -> Iterator[tuple[Moment, list[tuple[Sequence[DeviceStint], Sequence[DeviceStint]]]]]:
-    """Yield each moment with (those owed a key, those who owe it), all alive at the time."""
+def moments(stints: Sequence[DeviceStint], passed_over: int = 0) -> Iterator[Change]:
+    """Yield each moment, but for the first ones, with (those owed a key, those who owe it), all alive at the time."""
     readable = [stint for stint in stints if not stint.sealed]
     changes = [(stint.joined_at, 1, stint.opened_by.identity, stint) for stint in readable]
     changes += [(stint.left_at, 0, stint.opened_by.identity, stint) for stint in readable if stint.left_at is not None]
     live: dict[int, DeviceStint] = {}
+    count = 0
     for at, is_join, identity, stint in sorted(changes, key=lambda change: change[:3]):
         if not is_join:
-            if live.pop(id(stint), None) is not None:
-                staying = tuple(live.values())
-                yield Moment("leave", at, identity), [(staying, staying)]
-        elif stint.left_at is None or stint.left_at > at:  # else it ended as it began
+            if live.pop(id(stint), None) is None:
+                continue
+        elif stint.left_at is not None and stint.left_at <= at:
+            continue  # it ended as it began
+        count += 1
+        if count > passed_over:
             present = tuple(live.values())
-            yield Moment("join", at, identity), [((stint,), present), (present, (stint,))]
+            if is_join:
+                yield Moment("join", at, identity), [((stint,), present), (present, (stint,))]
+            else:
+                yield Moment("leave", at, identity), [(present, present)]
+        if is_join:
             live[id(stint)] = stint
 
 
-def _groups(traffic: _Traffic, sight: Sight, owed: _Owed, sender: DeviceStint) -> Iterator[ObligationGroup]:
+def _groups(call: CallTraffic, sight: Sight, owed: _Owed, sender: DeviceStint) -> Iterator[ObligationGroup]:
     left = owed.ids - {id(sender)}
     if not left:
         return
@@ -168,7 +175,7 @@ def _groups(traffic: _Traffic, sight: Sight, owed: _Owed, sender: DeviceStint) -
         left -= ids
         return ObligationGroup(owed.moment, sender, owed.among, ids, outcome, excuse, met_at, evidence)
 
-    for delivery in traffic.deliveries(sender, left, owed.since):
+    for delivery in _deliveries(call, sender, left, owed.since):
         if delivery.at <= owed.horizon:
             met = Outcome.DELIVERED if delivery.at <= owed.grace else Outcome.LATE
             yield group(frozenset((id(delivery.recipient),)), met, met_at=delivery.at, evidence=delivery.evidence)
@@ -177,12 +184,12 @@ def _groups(traffic: _Traffic, sight: Sight, owed: _Owed, sender: DeviceStint) -
     if sender.device in sight.witnesses:
         yield group(left, Outcome.EXCUSED, WITNESS, evidence=Evidence.DIRECT)
         return
-    first = traffic.room_key(sender)
+    first = _room_key(call, sender)
     in_room_mode = first is not None and first.at < owed.moment.at and id(sender) not in sight.cannot_send
     if id(sender) in sight.room_only or in_room_mode:
         yield group(left, Outcome.ROOM_EVENT, evidence=Evidence.INFERRED if first is None else first.evidence)
         return
-    covering = traffic.room_key(sender, owed.since)
+    covering = _room_key(call, sender, owed.since)
     if covering is not None and covering.at <= owed.horizon:
         recovered = left if id(sender) in sight.cannot_send else left & owed.witnesses
         if recovered:

@@ -42,7 +42,7 @@ class DeviceStint:
     memberships: list[Membership] = field(default_factory=list)
     left_at: datetime | None = None
     end_reason: EndReason | None = None
-    refreshed_at: datetime | None = None  #: the latest update: js-sdk sends keys again then
+    refreshed_at: list[datetime] = field(default_factory=list)  #: the updates: js-sdk sends keys again then
 
     @property
     def sealed(self) -> bool:
@@ -53,6 +53,11 @@ class DeviceStint:
     def device(self) -> tuple[UserId, DeviceId]:
         """The claimed device."""
         return self.user_id, self.device_id
+
+    @property
+    def may_be_old(self) -> bool:
+        """Tell whether a membership lacks `expires`, which js-sdk writes since 36.0."""
+        return any(membership.expires_seconds is None for membership in self.memberships)
 
     def is_live(self, at: datetime) -> bool:
         """Tell whether the stint covers a moment (its end excluded)."""
@@ -101,7 +106,7 @@ class SpanTimes:
         stints = list(stints)
         self._joined = sorted(stint.joined_at for stint in stints)
         self._left = sorted(stint.left_at for stint in stints if stint.left_at is not None)
-        refreshed = (stint.refreshed_at for stint in stints if stint.refreshed_at is not None)
+        refreshed = (at for stint in stints for at in stint.refreshed_at)
         self._moments = sorted((*self._joined, *self._left, *refreshed))
 
     def live(self, at: datetime) -> int:
@@ -144,7 +149,7 @@ def build_stints(observations: Sequence[Observation], watermark_at: datetime) ->
             elif current is not None and _is_update(current, body):
                 current.expires_at = _expiry(body, at)
                 current.memberships.append(body)
-                current.refreshed_at = at
+                current.refreshed_at.append(at)
             elif body.slot_id is not None and body.device_id is not None:
                 if current is not None:
                     _end(open_at, place, at, EndReason.REPLACED)

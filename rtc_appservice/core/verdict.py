@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from rtc_appservice.core.attribution import CallTraffic
 from rtc_appservice.core.fallback import Occurrence
-from rtc_appservice.core.model import Coverage, Evidence, FallbackCause, MembershipMode, Outcome, Verdict
+from rtc_appservice.core.model import Coverage, Evidence, MembershipMode, Outcome, Verdict
 from rtc_appservice.core.stints import CallSpan
+from rtc_appservice.core.traffic import CallTraffic
 
 #: So many unconfirmed obligations with none delivered are more than the silence of envelopes.
 SILENT_OBLIGATIONS = 6
@@ -69,16 +69,11 @@ def decide(
         return (Verdict.SOLO if beginning_seen else Verdict.UNKNOWN), Evidence.DIRECT
     timeline = Coverage.TIMELINE in coverage
     own = {id(stint) for stint in call.span.stints}
-    room_keys = [
-        key
-        for occurrence in fallbacks
-        if occurrence.fallback.cause is not FallbackCause.STRAY
-        for key in occurrence.room_keys
-        if key.stint is not None and id(key.stint) in own
-    ]
+    groups = [o.group for o in fallbacks if o.stint is not None and id(o.stint) in own]
     grades = list(Evidence)
-    strongest_room = min((key.evidence for key in room_keys), key=grades.index, default=None)
-    strongest_to_device = min((d.evidence for d in call.deliveries), key=grades.index, default=None)
+    strongest_room = min((group.grades()[0] for group in groups), key=grades.index, default=None)
+    by_to_device = (grade for grade in grades if call.deliveries_by_grade.get(grade))
+    strongest_to_device = next(by_to_device, None)
     if strongest_room is not None and strongest_to_device is not None:
         return Verdict.MIXED, max(strongest_room, strongest_to_device, key=grades.index)
     if strongest_room is not None:

@@ -9,7 +9,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from rtc_appservice.core import attribution, envelope, fallback, findings, generation, lengths, obligations, verdict
+from rtc_appservice.core import (
+    anomalies,
+    attribution,
+    envelope,
+    fallback,
+    generation,
+    lengths,
+    obligations,
+    traffic,
+    verdict,
+)
 from rtc_appservice.core.catalogue import CAUSES, FINDINGS, OUTCOMES, Meaning
 from rtc_appservice.core.model import BLOCKING_CAUSES, Settings
 
@@ -52,10 +62,10 @@ def render() -> str:
         f"| a key may precede its own membership | {attribution.KEY_BEFORE_STINT.total_seconds():g} |\n",
         f"| a key may follow the end of its stint | {envelope.KEY_AFTER_STINT.total_seconds():g} |\n",
         f"| an envelope may precede or follow a stint | {envelope.ENVELOPE_SLACK.total_seconds():g} |\n",
-        f"| envelopes this near are one distribution | {attribution.ONE_DISTRIBUTION.total_seconds():g} |\n",
+        f"| envelopes this near are one distribution | {traffic.ONE_DISTRIBUTION.total_seconds():g} |\n",
         f"| a room key counts as sent with its own join | {fallback.WITH_JOIN.total_seconds():g} |\n",
         f"| silent this long after a room key: it does not react | {generation.NO_REACTION.total_seconds():g} |\n",
-        f"| window of a rotation storm | {findings.STORM_WINDOW.total_seconds():g} |\n",
+        f"| window of a rotation storm | {anomalies.STORM_WINDOW.total_seconds():g} |\n",
         f"\nA call is `no_keys` only with at least {verdict.SILENT_OBLIGATIONS} silent obligations and none delivered. "
         f"A delivery may come {obligations.EARLY.total_seconds():g} s before the join that made it due.\n",
         "\n## Client generations\n\nEach mark leaves some generations possible; what all leave is the answer: one,"
