@@ -244,14 +244,8 @@ class Call:
             tuple((stint.left_at, stint.end_reason, len(stint.memberships)) for stint in span.stints),
             span.ended_at,
             tuple(occurrence.fallback for occurrence in found.fallbacks),
-            (
-                found.beginning_seen,
-                found.encrypted_room,
-                visibility,
-                view.room.gaps,
-                view.history.envelopes,
-                view.history.witnesses,
-            ),
+            (found.beginning_seen, found.encrypted_room, visibility),
+            (view.room.gaps, view.history.envelopes, view.history.witnesses, view.history.loss_free),
         )
 
 

@@ -22,6 +22,7 @@ from rtc_appservice.core.model import (
     Rejected,
     Settings,
     Severity,
+    ToDeviceKey,
 )
 from rtc_appservice.core.obligations import ObligationGroup
 from rtc_appservice.core.rotations import NotRotated

@@ -206,7 +206,7 @@ class CallTraffic:
         self._append(self.unreadable, observation)
 
     def count(self, observation: Observation) -> None:
-        """Count what is told once per sender: to-device keys in clear, sending devices not to trust, malformed events."""
+        """Count what is told once per sender: to-device keys in clear, devices not to trust, malformed events."""
         body, day = observation.body, observation.event_at.date()
         if isinstance(body, RoomKey | ToDeviceKey) and body.encrypted:
             claimed = body.device_id if isinstance(body, RoomKey) else body.claimed_device_id
