@@ -19,6 +19,7 @@ from typing import IO, cast
 
 import asyncpg
 
+from bench import projection
 from bench.load import Batch, Load, lanes, stamp
 from bench.sender import Sent, send
 from bench.servers import SERVERS, TABLE
@@ -180,9 +181,12 @@ def main() -> int:
         postgres = EmbeddedPostgres(Path(folder) / "pg")
         dsn = postgres.start()
         try:
-            return asyncio.run(run(options, dsn))
+            status = asyncio.run(run(options, dsn))
         finally:
             postgres.stop()
+    if not options.only:
+        projection.run()
+    return status
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from rtc_appservice.core.anomalies import IndexFault, Storm
@@ -337,7 +338,7 @@ def _finding(
     who = "" if device is None else f"{device[0]} {device[1]}"
     due = at + timedelta(seconds=case.settings.horizon_seconds + case.settings.late_seconds)
     return Finding(
-        finding_id=str(uuid.uuid5(_NAMESPACE, "\0".join((kind, case.call_id, who, obligation)))),
+        finding_id=_finding_id(kind, case.call_id, who, obligation),
         kind=kind,
         severity=severity,
         at=at,
@@ -347,3 +348,8 @@ def _finding(
         details=details,
         observations=tuple(rests_on),
     )
+
+
+@lru_cache(maxsize=65536)
+def _finding_id(kind: FindingKind, call_id: CallId, who: str, obligation: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, "\0".join((kind, call_id, who, obligation))))
