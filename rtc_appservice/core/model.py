@@ -138,6 +138,17 @@ class FindingKind(StrEnum):
     FLOOD = "flood"
 
 
+class Platform(StrEnum):
+    """What a device runs on, told from the name its client gave it."""
+
+    WEB = "web"
+    DESKTOP = "desktop"
+    ANDROID = "android"
+    IOS = "ios"
+    OTHER = "other"  #: it has a name, which tells none of these
+    UNKNOWN = "unknown"  #: the homeserver gave no name
+
+
 class DeviceTrust(StrEnum):
     """How far the device that sealed a message is known to be its user's."""
 
@@ -337,7 +348,7 @@ class Stint(Struct, frozen=True, kw_only=True):
     end_reason: EndReason | None
 
 
-class Participant(Struct, frozen=True, kw_only=True):
+class Participant(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A device that took part in a call."""
 
     user_id: UserId
@@ -346,6 +357,8 @@ class Participant(Struct, frozen=True, kw_only=True):
     generation: str  #: `R0` … `D2`, a coarse letter, or `unknown`
     generation_confidence: float
     generation_marks: tuple[str, ...]
+    #: Joined when a report is read, where a homeserver was asked; never part of what is projected or stored.
+    platform: Platform | None = None
 
 
 class DistributionCounts(Struct, frozen=True, kw_only=True):

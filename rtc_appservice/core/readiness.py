@@ -10,6 +10,7 @@ from rtc_appservice.core.model import (
     CallReport,
     Coverage,
     FindingKind,
+    Platform,
     Readiness,
     Verdict,
 )
@@ -63,19 +64,28 @@ def assess(calls: Sequence[CallReport], now: datetime, target: float = TARGET) -
 
 
 def _blockers(calls: Sequence[CallReport], now: datetime) -> tuple[dict[str, object], ...]:
-    """Count devices that block the switch-off, by cause and generation, seen within 14 days."""
-    devices: dict[tuple[str, str], set[tuple[str, str]]] = {}
-    last: dict[tuple[str, str], datetime] = {}
+    """Count devices that block the switch-off, by cause, generation and platform, seen within 14 days."""
+    devices: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+    last: dict[tuple[str, str, str], datetime] = {}
     for call in calls:
-        generations = {(p.user_id, p.device_id): p.generation for p in call.participants}
+        clients = {
+            (p.user_id, p.device_id): (p.generation, (p.platform or Platform.UNKNOWN).value) for p in call.participants
+        }
         for fallback in call.fallbacks:
             if fallback.cause not in BLOCKING_CAUSES or fallback.at < now - NO_BLOCKER_FOR:
                 continue
-            kind = (fallback.cause.value, generations.get((fallback.user_id, fallback.device_id), "unknown"))
+            client = clients.get((fallback.user_id, fallback.device_id), ("unknown", Platform.UNKNOWN.value))
+            kind = (fallback.cause.value, *client)
             devices.setdefault(kind, set()).add((fallback.user_id, fallback.device_id))
             last[kind] = max(fallback.at, last.get(kind, fallback.at))
     return tuple(
-        {"cause": kind[0], "generation": kind[1], "devices": len(found), "last_seen_at": last[kind]}
+        {
+            "cause": kind[0],
+            "generation": kind[1],
+            "platform": kind[2],
+            "devices": len(found),
+            "last_seen_at": last[kind],
+        }
         for kind, found in sorted(devices.items())
     )
 
@@ -108,8 +118,8 @@ def _reasons(
         elif lower < target:
             reasons.append("The interval still spans the target: more calls are needed.")
     reasons += [
-        f"{blocker['devices']} device(s) of generation {blocker['generation']} block the switch-off "
-        f"({blocker['cause']}), seen within the last 14 days."
+        f"{blocker['devices']} device(s) of generation {blocker['generation']}, platform {blocker['platform']}, "
+        f"block the switch-off ({blocker['cause']}), seen within the last 14 days."
         for blocker in blockers
     ]
     if splits:

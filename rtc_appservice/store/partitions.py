@@ -17,6 +17,8 @@ CALL_RETENTION = timedelta(days=400)
 STINT_RETENTION = timedelta(days=3)
 #: Detection asks for the last 30 days.
 TO_DEVICE_RETENTION = timedelta(days=35)
+#: As long as what they are asked about is of use: readiness looks back 28 days.
+DEVICE_FACT_RETENTION = timedelta(days=35)
 #: How far ahead partitions are made: a service that is down for less than that never misses one.
 AHEAD = timedelta(days=28)
 #: A lock that is not had soon is tried for again in the next round, not queued for.
@@ -79,6 +81,7 @@ async def maintain(conn: Connection, now: datetime) -> list[str]:
     await conn.execute("DELETE FROM observation_identity WHERE event_at < $1", now - OBSERVATION_RETENTION)
     await conn.execute("DELETE FROM stint WHERE left_at < $1", now - STINT_RETENTION)
     await conn.execute("DELETE FROM to_device_history WHERE at < $1", now - TO_DEVICE_RETENTION)
+    await conn.execute("DELETE FROM device_fact WHERE fetched_at < $1", now - DEVICE_FACT_RETENTION)
     return changed
 
 

@@ -3,8 +3,10 @@
 from datetime import datetime
 
 from rtc_appservice.core.model import Report, ServerName
+from rtc_appservice.core.platform import with_platforms
 from rtc_appservice.core.report import build_report
 from rtc_appservice.errors import InputError
+from rtc_appservice.store.device_facts import load_platforms
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.homeservers import load_homeservers
 from rtc_appservice.store.pool import Pool, store_errors
@@ -26,8 +28,9 @@ async def read_report(pool: Pool, *, since: datetime | None, homeserver: str | N
                 names = ", ".join(known) or "none yet"
                 raise InputError(f"There is nothing from {homeserver} in the database; homeservers seen: {names}")
             homeserver_id = None if homeserver is None else known[ServerName(homeserver)]
+            calls = await load_calls(conn, since, homeserver_id)
             return build_report(
-                await load_calls(conn, since, homeserver_id),
+                with_platforms(calls, await load_platforms(conn, homeserver_id)),
                 gaps=await load_gaps(conn, homeserver_id, since),
                 room_keys_in_history=await room_keys_in_history(conn, homeserver_id),
                 now=now,
