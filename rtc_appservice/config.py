@@ -117,6 +117,28 @@ class Database(Section):
     url_file: Annotated[PostgresUrl, FromFile] | None = Field(None, description="A file that holds the URL instead.")
     embedded_path: Path = Field(Path("postgresql"), description="Folder of the PostgreSQL that we start ourselves.")
     pool_size: int = Field(8, ge=2, le=100, description="Connections held open.")
+class Auditor(Section):
+    """The service's own device, which reads encrypted rooms it is invited into; needs the extra `encryption`."""
+
+    enabled: bool = Field(False, description="Whether to have a device.")
+    invited_by: list[str] = Field(
+        [],
+        description='Users and whole servers whose invitations it follows, as in ["example.org", "@ann:example.com"]; '
+        "it enters no other rooms by itself.",
+    )
+    rooms: list[str] = Field([], description="Rooms to enter at start, by id or alias.")
+    notice: str = Field(
+        "This room is audited: a device of the homeserver's operator records when media keys of calls are handed out, "
+        "by whom and how. It keeps no key, no message and no media.",
+        description="What it posts when it enters a room; empty: nothing.",
+    )
+    witness_notice: str = Field(
+        "The auditor takes part in this call, to see whether media keys reach a device. It is sent them like every "
+        "member, keeps none, and neither sends nor receives media.",
+        description="What it posts when it joins a call, where moderators asked it to; empty: nothing.",
+    )
+
+
 
     only_one = check("url_file")(_only_one)
 
@@ -252,6 +274,7 @@ class Config(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
+    auditor: Auditor = Auditor()
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,

@@ -20,7 +20,7 @@ from rtc_appservice import __version__
 from rtc_appservice.config import Config, Database
 from rtc_appservice.core.model import ServerName
 from rtc_appservice.core.wire import TransactionReader
-from rtc_appservice.errors import RtcAppserviceError, ServiceFailed
+from rtc_appservice.errors import ConfigError, RtcAppserviceError, ServiceFailed
 from rtc_appservice.export.events import Terms, event_maker
 from rtc_appservice.export.posthog import run_posthog
 from rtc_appservice.export.prometheus import Metrics
@@ -72,7 +72,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         projector = replace(projector, events=metrics.counting(projector.events, config.deployment_secret))
         if config.metrics.enabled:
             await stack.enter_async_context(_admin_listener(config, dsn, metrics))
-        await stack.enter_async_context(_homeserver_listener(config, registration, intake, metrics))
+        live = await stack.enter_async_context(_homeserver_listener(config, registration, pool, intake, metrics))
         # What was imported and made so far stays; the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -83,6 +83,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
             run_projector(pool, projector, stop),
             run_posthog(
                 pool,
+            live(stop),
                 stop,
                 api_key=config.posthog.key,
                 host=config.posthog.host,
@@ -155,8 +156,9 @@ async def _admin_listener(config: Config, dsn: str, metrics: Metrics) -> AsyncIt
 
 @asynccontextmanager
 async def _homeserver_listener(
-    config: Config, registration: Registration, intake: TransactionIntake, metrics: Metrics
-) -> AsyncIterator[None]:
+    config: Config, registration: Registration, pool: Pool, intake: TransactionIntake, metrics: Metrics
+) -> AsyncIterator[Callable[[asyncio.Event], Awaitable[None]]]:
+    """Listen to the homeserver; gives what lets the service's own device live until an event."""
     server = IntakeServer(
         Credentials(
             appservice_id=registration.id,
@@ -174,7 +176,7 @@ async def _homeserver_listener(
     try:
         with listening(host, port, keys="appservice.hostname and appservice.port"):
             await server.start(host, port)
-        yield
+        yield live
     finally:
         await server.stop()
 
@@ -183,6 +185,7 @@ async def run_until(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
     """Run the parts until `stop` is set and each has ended; one that fails ends all, and is raised."""
 
     async def guarded(part: Awaitable[None]) -> None:
+        live = await _own_device(config, registration, pool, intake, server)
         try:
             await part
         except RtcAppserviceError:
@@ -190,6 +193,40 @@ async def run_until(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
             raise
         except Exception as error:  # noqa: BLE001  # its text stays out of the log: a driver's may quote what it wrote
             stop.set()
+async def _own_device(
+    config: Config, registration: Registration, pool: Pool, intake: TransactionIntake, server: IntakeServer
+) -> Callable[[asyncio.Event], Awaitable[None]]:
+    """Load the service's own device, or make it; give what lets it live. It reads from the first transaction on."""
+    if not config.auditor.enabled:
+        return _nothing
+    try:
+        from rtc_appservice.intake.auditor import Auditor, auditor_terms
+    except ImportError as error:
+        raise ConfigError(
+            f"auditor.enabled needs `pip install 'rtc-appservice[encryption]'` ({error.name} is missing)"
+        ) from error
+    name = ServerName(config.homeserver.domain)
+    terms = auditor_terms(
+        address=config.homeserver.address,
+        as_token=registration.as_token,
+        sender_localpart=registration.sender_localpart,
+        homeserver=name,
+        secret=config.deployment_secret,
+        invited_by=tuple(config.auditor.invited_by),
+        rooms=tuple(config.auditor.rooms),
+        notice=config.auditor.notice,
+        witness_notice=config.auditor.witness_notice,
+    )
+    server.own_users.add(terms.user_id)
+    auditor = Auditor(pool, name, intake, terms)
+    await auditor.open(server.open_client())
+    return auditor.run
+
+
+async def _nothing(_stop: asyncio.Event) -> None:
+    """Live as no device does."""
+
+
             where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
             _log.critical("a part of the service failed", extra={"error": type(error).__name__, "trace": where})
             raise ServiceFailed from None

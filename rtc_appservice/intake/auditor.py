@@ -6,6 +6,7 @@ Transactions lose to-device messages, `/sync` does not: what comes by both is ta
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -60,6 +61,36 @@ class AuditorTerms(Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         """Leave the secrets out."""
         return f"AuditorTerms(user_id={self.user_id!r})"
+
+
+def auditor_terms(
+    *,
+    address: str,
+    as_token: str,
+    sender_localpart: str,
+    homeserver: ServerName,
+    secret: bytes,
+    invited_by: tuple[str, ...] = (),
+    rooms: tuple[str, ...] = (),
+    notice: str = "",
+    witness_notice: str = "",
+) -> AuditorTerms:
+    """
+    Give the terms of the device of an installation.
+
+    Its user is another than the registration's sender, to whom Synapse (1.163) gives no `/sync`.
+    """
+    return AuditorTerms(
+        address=address,
+        as_token=as_token,
+        user_id=UserId(f"@{sender_localpart}-device:{homeserver}"),
+        device_id=DeviceId("AUDITOR" + secrets.token_hex(4).upper()),
+        secret=secret,
+        invited_by=invited_by,
+        rooms=rooms,
+        notice=notice or None,
+        witness_notice=witness_notice or None,
+    )
 
 
 class Auditor:

@@ -13,7 +13,7 @@ from mautrix.api import Path as ApiPath
 from mautrix.client import Client
 from mautrix.crypto import OlmMachine
 from mautrix.crypto.store import MemoryCryptoStore, StateStore
-from mautrix.types import DeviceID, EventType, RoomEncryptionStateEventContent, RoomID, UserID
+from mautrix.types import DeviceID, EncryptionAlgorithm, EventType, Obj, RoomEncryptionStateEventContent, RoomID, UserID
 from msgspec import Struct
 
 from rtc_appservice import registration
@@ -30,7 +30,7 @@ from rtc_appservice.store.pool import Pool
 SECRET = b"the secret of a made-up deployment"
 BOT = UserId(f"@rtc-auditor-device:{SERVER_NAME}")
 PATIENCE = 20.0
-_ENCRYPTION = RoomEncryptionStateEventContent.deserialize({"algorithm": "m.megolm.v1.aes-sha2"})
+_ENCRYPTION = RoomEncryptionStateEventContent(algorithm=EncryptionAlgorithm.MEGOLM_V1)
 
 
 class _Encrypted(StateStore):
@@ -92,7 +92,9 @@ class Sender:
         """Send an encrypted event, and give its id."""
         event_type = EventType.find(kind, EventType.Class.MESSAGE)
         sealed = await self.machine.encrypt_megolm_event(RoomID(room_id), event_type, content)
-        return str(await self.client.send_message_event(RoomID(room_id), EventType.ROOM_ENCRYPTED, sealed))
+        path = ApiPath.v3.rooms[room_id].send["m.room.encrypted"][self.client.api.get_txn_id()]
+        answer = await self.client.api.request(Method.PUT, path, sealed.serialize())
+        return str(answer["event_id"])
 
     async def send_room_key(self, room_id: RoomId, index: int) -> str:
         """Send a media key as an encrypted room event."""
@@ -112,7 +114,7 @@ class Sender:
             "sent_ts": now_ms(),
         }
         kind = EventType.find("io.element.call.encryption_keys", EventType.Class.TO_DEVICE)
-        await self.machine.send_encrypted_to_device(device, kind, content)
+        await self.machine.send_encrypted_to_device(device, kind, Obj(**content))  # type: ignore[no-untyped-call]
 
 
 def now_ms() -> int:
