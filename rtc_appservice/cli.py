@@ -14,8 +14,8 @@ import click
 from rtc_appservice import __version__, registration
 from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
 from rtc_appservice.cli_posthog import posthog
-from rtc_appservice.config import Config
 from rtc_appservice.cli_room import room, show_recovery_phrase
+from rtc_appservice.config import Config
 from rtc_appservice.config_file import load_config, write_config
 from rtc_appservice.core.audit import RecordedTransaction
 from rtc_appservice.core.model import Report
@@ -33,6 +33,8 @@ def main() -> None:
 
 
 main.add_command(posthog)
+main.add_command(room)
+main.add_command(show_recovery_phrase)
 
 
 # --- the service ------------------------------------------------------------------------------
@@ -46,8 +48,6 @@ def run(config_path: Path) -> None:
     from rtc_appservice import logs, service
 
     config, registered = _checked(config_path)
-main.add_command(room)
-main.add_command(show_recovery_phrase)
     logs.configure(config.logging.level, config.logging.format)
     # asyncio takes over in a moment; until then, and while PostgreSQL stops, a SIGTERM must not leave it behind.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))

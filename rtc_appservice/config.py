@@ -108,15 +108,6 @@ class Appservice(Section):
     )
 
 
-class Database(Section):
-    """Where the facts are kept."""
-
-    url: PostgresUrl | None = Field(
-        None, examples=["postgresql://user:password@host/name"], description="Without it, PostgreSQL is started by us."
-    )
-    url_file: Annotated[PostgresUrl, FromFile] | None = Field(None, description="A file that holds the URL instead.")
-    embedded_path: Path = Field(Path("postgresql"), description="Folder of the PostgreSQL that we start ourselves.")
-    pool_size: int = Field(8, ge=2, le=100, description="Connections held open.")
 class Auditor(Section):
     """The service's own device, which reads encrypted rooms it is invited into; needs the extra `encryption`."""
 
@@ -139,6 +130,15 @@ class Auditor(Section):
     )
 
 
+class Database(Section):
+    """Where the facts are kept."""
+
+    url: PostgresUrl | None = Field(
+        None, examples=["postgresql://user:password@host/name"], description="Without it, PostgreSQL is started by us."
+    )
+    url_file: Annotated[PostgresUrl, FromFile] | None = Field(None, description="A file that holds the URL instead.")
+    embedded_path: Path = Field(Path("postgresql"), description="Folder of the PostgreSQL that we start ourselves.")
+    pool_size: int = Field(8, ge=2, le=100, description="Connections held open.")
 
     only_one = check("url_file")(_only_one)
 
@@ -251,6 +251,7 @@ class Config(BaseSettings):
     )
     homeserver: Homeserver
     appservice: Appservice = Appservice()
+    auditor: Auditor = Auditor()
     database: Database = Database()
     metrics: Metrics = Metrics()
     posthog: Posthog = Posthog()
@@ -274,7 +275,6 @@ class Config(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-    auditor: Auditor = Auditor()
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,

@@ -80,10 +80,10 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         await run_until(
             stop,
             intake.run_heartbeat(stop),
+            live(stop),
             run_projector(pool, projector, stop),
             run_posthog(
                 pool,
-            live(stop),
                 stop,
                 api_key=config.posthog.key,
                 host=config.posthog.host,
@@ -174,6 +174,7 @@ async def _homeserver_listener(
     )
     host, port = config.appservice.hostname, config.appservice.port
     try:
+        live = await _own_device(config, registration, pool, intake, server)
         with listening(host, port, keys="appservice.hostname and appservice.port"):
             await server.start(host, port)
         yield live
@@ -181,18 +182,6 @@ async def _homeserver_listener(
         await server.stop()
 
 
-async def run_until(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
-    """Run the parts until `stop` is set and each has ended; one that fails ends all, and is raised."""
-
-    async def guarded(part: Awaitable[None]) -> None:
-        live = await _own_device(config, registration, pool, intake, server)
-        try:
-            await part
-        except RtcAppserviceError:
-            stop.set()
-            raise
-        except Exception as error:  # noqa: BLE001  # its text stays out of the log: a driver's may quote what it wrote
-            stop.set()
 async def _own_device(
     config: Config, registration: Registration, pool: Pool, intake: TransactionIntake, server: IntakeServer
 ) -> Callable[[asyncio.Event], Awaitable[None]]:
@@ -227,6 +216,17 @@ async def _nothing(_stop: asyncio.Event) -> None:
     """Live as no device does."""
 
 
+async def run_until(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
+    """Run the parts until `stop` is set and each has ended; one that fails ends all, and is raised."""
+
+    async def guarded(part: Awaitable[None]) -> None:
+        try:
+            await part
+        except RtcAppserviceError:
+            stop.set()
+            raise
+        except Exception as error:  # noqa: BLE001  # its text stays out of the log: a driver's may quote what it wrote
+            stop.set()
             where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
             _log.critical("a part of the service failed", extra={"error": type(error).__name__, "trace": where})
             raise ServiceFailed from None
