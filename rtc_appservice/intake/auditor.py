@@ -155,6 +155,10 @@ class Auditor:
             self._witness.run(stop),
         )
 
+    def look_at_rooms(self) -> None:
+        """Follow at once what the database says of rooms."""
+        self._sealed.rooms_changed.set()
+
     async def _make(self) -> None:
         await self._setup.set_up(self._clock())
         for name in self._terms.rooms:

@@ -73,6 +73,11 @@ class DeviceApi:
         counts: dict[str, int] = answer.get("one_time_key_counts", {})
         return counts
 
+    async def upload_signature(self, device_keys: dict[str, Any]) -> None:
+        """Upload a signature of the device's keys."""
+        content = {self._device[0]: {self._device[1]: device_keys}}
+        await self._api.request(Method.POST, Path.v3.keys.signatures.upload, content)
+
     async def query_keys(self, users: Collection[UserId]) -> dict[str, Any]:
         """Give what the homeserver says of the devices and identities of users."""
         content = {"device_keys": {user: [] for user in users}, "timeout": 5000}

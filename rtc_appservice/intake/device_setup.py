@@ -17,6 +17,7 @@ from mautrix.crypto.store import MemoryCryptoStore, StateStore
 from mautrix.types import RoomID, UserID
 
 from rtc_appservice.intake.device_api import QUIET, DeviceApi
+from rtc_appservice.intake.device_keys import identity_of
 from rtc_appservice.intake.own_device import OwnDevice, pickle_key
 from rtc_appservice.store import crypto
 from rtc_appservice.store.pool import Pool, store_errors
@@ -126,11 +127,25 @@ class DeviceSetup:
                 row = await crypto.load_device(conn, self._homeserver_id)
         if row is None:
             raise LookupError("no device")
+        derived = (hmac.new(self._secret, f"cross-signing {name}".encode(), hashlib.sha256).digest() for name in _SEEDS)
+        seeds = CrossSigningSeeds(*derived)
+        found = identity_of(row.user_id, await self._api.query_keys([row.user_id]))
+        if found.self_signing_key == seeds.to_keys().public_keys.self_signing_key:
+            # Published by an earlier device. Synapse (1.163) answers 500 to the same keys once more.
+            await self._sign_device(self._own.account(row.account), seeds)
+            return
         store = MemoryCryptoStore(row.user_id, "memory")
         machine = OlmMachine(self._api.client, store, _NoRooms(), log=QUIET)
         machine.account = OlmAccount.from_pickle(row.account.encode(), pickle_key(self._secret), shared=True)
-        seeds = (hmac.new(self._secret, f"cross-signing {name}".encode(), hashlib.sha256).digest() for name in _SEEDS)
-        await machine.generate_recovery_key(recovery_phrase(self._secret), CrossSigningSeeds(*seeds))
+        await machine.generate_recovery_key(recovery_phrase(self._secret), seeds)
+
+    async def _sign_device(self, account: Any, seeds: CrossSigningSeeds) -> None:
+        key = seeds.to_keys().self_signing_key
+        keys = self._device_keys(account)
+        signature = sign_olm({name: value for name, value in keys.items() if name != "signatures"}, key)
+        user_id, _ = self._own.device
+        keys["signatures"] = {user_id: {f"ed25519:{key.public_key}": signature}}
+        await self._api.upload_signature(keys)
 
 
 class _NoRooms(StateStore):

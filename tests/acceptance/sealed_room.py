@@ -21,7 +21,7 @@ from rtc_appservice.core.model import DeviceId, Observation, RoomId, ServerName,
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.demo.olm_device import QUIET
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port, running_synapse
-from rtc_appservice.intake.auditor import Auditor, AuditorTerms
+from rtc_appservice.intake.auditor import Auditor, auditor_terms
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.store.observations import load_room
@@ -87,6 +87,9 @@ class Sender:
         await self.machine.crypto_store.remove_outbound_group_session(RoomID(room_id))
         users = [self.client.mxid, *([UserID(BOT)] if with_device else [])]
         await self.machine.share_group_session(RoomID(room_id), users)
+        outbound = await self.machine.crypto_store.get_outbound_group_session(RoomID(room_id))
+        assert outbound is not None
+        self._session = (outbound.id, outbound.session_key)
 
     async def send(self, room_id: RoomId, kind: str, content: dict[str, Any]) -> str:
         """Send an encrypted event, and give its id."""
@@ -101,6 +104,37 @@ class Sender:
         key = {"index": index, "key": secrets.token_urlsafe(16)[:22]}
         content = {"call_id": "", "device_id": self.client.device_id, "keys": [key], "sent_ts": now_ms()}
         return await self.send(room_id, "io.element.call.encryption_keys", content)
+
+    async def hand_over(self, room_id: RoomId, device_id: DeviceId) -> None:
+        """Hand the session in use to the service's device, from its beginning."""
+        device = await self.machine.get_or_fetch_device(UserID(BOT), DeviceID(device_id))
+        assert device is not None
+        session_id, session_key = self._session
+        content = {
+            "algorithm": "m.megolm.v1.aes-sha2",
+            "room_id": room_id,
+            "session_id": session_id,
+            "session_key": session_key,
+        }
+        await self.machine.send_encrypted_to_device(device, EventType.ROOM_KEY, Obj(**content))  # type: ignore[no-untyped-call]
+
+    async def put_state(self, room_id: RoomId, kind: str, content: dict[str, Any]) -> None:
+        """Set state of a room."""
+        await self.client.api.request(Method.PUT, ApiPath.v3.rooms[room_id].state[kind], content)
+
+    async def _memberships(self, room_id: RoomId, user_id: str) -> list[dict[str, Any]]:
+        state: Any = await self.client.api.request(Method.GET, ApiPath.v3.rooms[room_id].state)
+        kind = "org.matrix.msc3401.call.member"
+        return [event["content"] for event in state if event["type"] == kind and event["sender"] == user_id]
+
+    async def members(self, room_id: RoomId, user_id: str) -> bool:
+        """Tell whether a user is in the call of a room."""
+        return any(await self._memberships(room_id, user_id))
+
+    async def left(self, room_id: RoomId, user_id: str) -> bool:
+        """Tell whether a user was in the call of a room and has left it."""
+        found = await self._memberships(room_id, user_id)
+        return bool(found) and not any(found)
 
     async def send_to_device_key(self, room_id: RoomId, index: int, device_id: DeviceId) -> None:
         """Send a media key to the service's device by Olm."""
@@ -163,14 +197,13 @@ async def running_service(pool: Pool, address: str, path: Path, port: int, **ter
         take=intake.take,
         own_users=[BOT],
     )
-    settings = AuditorTerms(
+    settings = auditor_terms(
         address=address,
         as_token=given.as_token,
-        user_id=BOT,
-        device_id=DeviceId("AUDITOR1"),
+        sender_localpart=given.sender_localpart,
+        homeserver=name,
         secret=SECRET,
-        invited_by=(SERVER_NAME,),
-        **terms,
+        **{"invited_by": (SERVER_NAME,), **terms},
     )
     auditor = Auditor(pool, name, intake, settings)
     await auditor.open(server.open_client())
