@@ -524,7 +524,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     grace_seconds: float = 5.0
     horizon_seconds: float = 60.0
-    #: Arrivals later than this behind the watermark are `late`; findings settle this long after they are due.
+    #: Findings settle this long after they are due.
     late_seconds: float = 60.0
 
 
