@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 import click
 
@@ -24,6 +25,18 @@ from rtc_appservice.files import write_secret
 from rtc_appservice.registration import Registration, Scope
 
 _PROGRESS_SECONDS = 1.0
+
+
+ReportFormat = Literal["text", "json", "csv", "markdown"]
+
+_report_format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "csv", "markdown"]),
+    default="text",
+    show_default=True,
+    help="How to print.",
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -183,9 +196,9 @@ def db_current(config_path: Path, form: Format) -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The account of a device that was in the calls: what was sent to it is decrypted.",
 )
-@format_option
+@_report_format_option
 @example("rtc-appservice audit transactions.jsonl --format json")
-def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: Path | None, form: Format) -> None:
+def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: Path | None, form: ReportFormat) -> None:
     """
     Audit recorded transactions offline and print the report.
 
@@ -225,9 +238,17 @@ def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: P
 @click.option("--days", type=click.IntRange(min=1), default=28, show_default=True, help="How far back.")
 @click.option("--since", type=click.DateTime(), help="From this time on (UTC), instead of --days.")
 @click.option("--homeserver", help="This one only.  [default: all in the database]")
-@format_option
+@click.option("--require-ready", is_flag=True, help="Exit 1 unless the backup can be switched off.")
+@_report_format_option
 @example("rtc-appservice report --days 7 --format json")
-def print_report(config_path: Path, days: int, since: datetime | None, homeserver: str | None, form: Format) -> None:
+def print_report(
+    config_path: Path,
+    days: int,
+    since: datetime | None,
+    homeserver: str | None,
+    require_ready: bool,
+    form: ReportFormat,
+) -> None:
     """Print calls, fallbacks, blockers and readiness from the database."""
     from rtc_appservice.service import database
     from rtc_appservice.store import migrate
@@ -243,15 +264,18 @@ def print_report(config_path: Path, days: int, since: datetime | None, homeserve
             return await read_report(pool, since=start, homeserver=homeserver, now=now)
 
     with database(load_config(config_path).database) as dsn:
-        _print_report(asyncio.run(read(dsn)), form)
+        report = asyncio.run(read(dsn))
+    _print_report(report, form)
+    if require_ready and report.readiness.verdict != "ready":
+        sys.exit(1)
 
 
 @main.command("call")
 @click.argument("call_id", metavar="ID")
 @config_option
-@format_option
+@_report_format_option
 @example("rtc-appservice call e8ee4c59")
-def print_call(call_id: str, config_path: Path, form: Format) -> None:
+def print_call(call_id: str, config_path: Path, form: ReportFormat) -> None:
     """
     Tell one call in full: who owed whom which key, what came, when, and by which transport.
 
@@ -261,7 +285,7 @@ def print_call(call_id: str, config_path: Path, form: Format) -> None:
     from rtc_appservice.service import database
     from rtc_appservice.store import migrate
     from rtc_appservice.store.pool import open_pool
-    from rtc_appservice.view.call import render_call_json, render_call_text
+    from rtc_appservice.view import call, tabular
     from rtc_appservice.view.stored_call import explain_call
 
     config = load_config(config_path)
@@ -273,7 +297,8 @@ def print_call(call_id: str, config_path: Path, form: Format) -> None:
 
     with database(config.database) as dsn:
         told = asyncio.run(read(dsn))
-    click.echo(render_call_json(told) if form == "json" else render_call_text(told))
+    renderers = {"json": call.render_call_json, "csv": tabular.call_csv, "markdown": tabular.call_markdown}
+    click.echo(renderers.get(form, call.render_call_text)(told), nl=form == "text")
 
 
 @main.command("replay")
@@ -288,10 +313,12 @@ def replay_all(config_path: Path) -> None:
         click.echo(f"{asyncio.run(service.replay_all(config, registered, dsn))} rooms projected anew")
 
 
-def _print_report(report: Report, form: Format) -> None:
+def _print_report(report: Report, form: ReportFormat) -> None:
+    from rtc_appservice.view import tabular
     from rtc_appservice.view.report import render_json, render_text
 
-    click.echo(render_json(report) if form == "json" else render_text(report))
+    renderers = {"json": render_json, "csv": tabular.report_csv, "markdown": tabular.report_markdown}
+    click.echo(renderers.get(form, render_text)(report), nl=form in ("text", "json"))
 
 
 def _with_progress(items: Iterator[RecordedTransaction]) -> Iterator[RecordedTransaction]:

@@ -56,6 +56,14 @@ def _long_enough(value: SecretStr) -> SecretStr:
     return value
 
 
+def _unguessable(value: SecretStr) -> SecretStr:
+    """Give the token back; ValueError if it could be guessed, or cannot stand in a header."""
+    token = value.get_secret_value()
+    if len(token) < SECRET_MIN_BYTES or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"must have at least {SECRET_MIN_BYTES} characters, ASCII without spaces")
+    return value
+
+
 def _only_one(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
     """Give the secret from a file back; ValueError if the key is also given directly."""
     direct = str(info.field_name).removesuffix("_file")
@@ -71,6 +79,7 @@ def _reveal(secret: SecretStr | None) -> str | None:
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 DeploymentSecret = Annotated[SecretStr, AfterValidator(_long_enough)]
+Token = Annotated[SecretStr, AfterValidator(_unguessable)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 FromFile = BeforeValidator(_contents)
@@ -149,11 +158,25 @@ class Database(Section):
 
 
 class Metrics(Section):
-    """The admin listener: /metrics, /live and /ready."""
+    """The admin listener: the web pages, /metrics, /live and /ready."""
 
     enabled: bool = Field(True, description="Whether to listen.")
     hostname: str = Field("127.0.0.1", description="Address to listen on; never one that the internet reaches.")
     listen_port: Port = Field(29332, description="Port to listen on.")
+    token: Token | None = Field(
+        None,
+        examples=["…"],
+        description="Bearer token, or the password for a browser, that shows the web pages with the ids of users and "
+        "rooms. Without it they are shown on loopback only.",
+    )
+    token_file: Annotated[Token, FromFile] | None = Field(None, description="A file that holds the token instead.")
+
+    only_one = check("token_file")(_only_one)
+
+    @property
+    def page_token(self) -> str | None:
+        """Give the token, wherever it came from."""
+        return _reveal(self.token or self.token_file)
 
 
 class Posthog(Section):

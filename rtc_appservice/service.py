@@ -24,7 +24,7 @@ from rtc_appservice.errors import ConfigError, RtcAppserviceError, ServiceFailed
 from rtc_appservice.export.events import Terms, event_maker
 from rtc_appservice.export.posthog import run_posthog
 from rtc_appservice.export.prometheus import Metrics
-from rtc_appservice.intake.device_facts import Ask, asking, run_device_facts
+from rtc_appservice.export.pseudonym import Pseudonyms
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.ports import listening
@@ -34,7 +34,9 @@ from rtc_appservice.store import migrate
 from rtc_appservice.store.embedded import EmbeddedPostgres
 from rtc_appservice.store.pool import Pool, open_pool, store_errors
 from rtc_appservice.store.streams import open_stream
+from rtc_appservice.view.access import Access, Names
 from rtc_appservice.view.health import health_app
+from rtc_appservice.view.pages import Pages
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +74,8 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         projector = await _projector(config, registration, pool, metrics.observe_misfit)
         projector = replace(projector, events=metrics.counting(projector.events, config.deployment_secret))
         if config.metrics.enabled:
-            await stack.enter_async_context(_admin_listener(config, dsn, metrics))
-        live, ask = await stack.enter_async_context(_homeserver_listener(config, registration, pool, intake, metrics))
+            await stack.enter_async_context(_admin_listener(config, dsn, pool, metrics))
+        live = await stack.enter_async_context(_homeserver_listener(config, registration, pool, intake, metrics))
         # What was imported and made so far stays; the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -83,7 +85,6 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
             intake.run_heartbeat(stop),
             live(stop),
             run_projector(pool, projector, stop),
-            run_device_facts(pool, projector.homeserver_id, ask, stop),
             run_posthog(
                 pool,
                 stop,
@@ -140,14 +141,22 @@ def _terms(config: Config) -> Terms:
 
 
 @asynccontextmanager
-async def _admin_listener(config: Config, dsn: str, metrics: Metrics) -> AsyncIterator[None]:
+async def _admin_listener(config: Config, dsn: str, pool: Pool, metrics: Metrics) -> AsyncIterator[None]:
     async def ready() -> None:
         await migrate.require_head(dsn)
 
-    # No access log: probes and scrapes would be most of what is logged.
-    runner = web.AppRunner(health_app(metrics.page, ready), access_log=None)
-    await runner.setup()
     host, port = config.metrics.hostname, config.metrics.listen_port
+    called = Pseudonyms(config.deployment_secret)
+    access = Access(
+        host=host,
+        token=config.metrics.page_token,
+        pseudonyms=Names(room=called.room, user=called.user, device=called.device),
+    )
+    app = health_app(metrics.page, ready)
+    Pages(pool, config.detection.settings(), ready, access).add_to(app)
+    # No access log: probes and scrapes would be most of what is logged.
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
     try:
         with listening(host, port, keys="metrics.hostname and metrics.listen_port"):
             await web.TCPSite(runner, host, port).start()
@@ -159,8 +168,8 @@ async def _admin_listener(config: Config, dsn: str, metrics: Metrics) -> AsyncIt
 @asynccontextmanager
 async def _homeserver_listener(
     config: Config, registration: Registration, pool: Pool, intake: TransactionIntake, metrics: Metrics
-) -> AsyncIterator[tuple[Callable[[asyncio.Event], Awaitable[None]], Ask]]:
-    """Listen to the homeserver; gives what lets the service's own device live until an event, and what asks of any."""
+) -> AsyncIterator[Callable[[asyncio.Event], Awaitable[None]]]:
+    """Listen to the homeserver; gives what lets the service's own device live until an event."""
     server = IntakeServer(
         Credentials(
             appservice_id=registration.id,
@@ -179,7 +188,7 @@ async def _homeserver_listener(
         live = await _own_device(config, registration, pool, intake, server)
         with listening(host, port, keys="appservice.hostname and appservice.port"):
             await server.start(host, port)
-        yield live, asking(server.server, server.as_token, server.open_client(), server.bot_mxid)
+        yield live
     finally:
         await server.stop()
 

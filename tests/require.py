@@ -6,7 +6,12 @@ import shutil
 import pytest
 
 #: The Debian package of each program tests may ask for.
-PACKAGES = {"prometheus": "prometheus", "promtool": "prometheus"}
+PACKAGES = {
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
+}
 
 
 def require(program: str) -> str:

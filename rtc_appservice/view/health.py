@@ -22,6 +22,18 @@ Readiness = Callable[[], Awaitable[None]]
 READY_TIMEOUT_SECONDS = 3.0
 
 
+async def why_not_ready(ready: Readiness) -> str | None:
+    """Say why the service cannot do its work; None if it can."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+            await ready()
+    except TimeoutError:
+        return "The database does not answer."
+    except RtcAppserviceError as error:
+        return str(error)
+    return None
+
+
 def health_app(page: Page, ready: Readiness) -> web.Application:
     """Take what gives the metrics page and what tells readiness; give the application of the admin listener."""
 
@@ -35,14 +47,8 @@ def health_app(page: Page, ready: Readiness) -> web.Application:
         return web.Response(text="live\n")
 
     async def is_ready(_request: web.Request) -> web.Response:
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_SECONDS):
-                await ready()
-        except TimeoutError:
-            return web.Response(status=503, text="The database does not answer.\n")
-        except RtcAppserviceError as error:
-            return web.Response(status=503, text=f"{error}\n")
-        return web.Response(text="ready\n")
+        why = await why_not_ready(ready)
+        return web.Response(text="ready\n") if why is None else web.Response(status=503, text=f"{why}\n")
 
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), web.get("/live", live), web.get("/ready", is_ready)])
