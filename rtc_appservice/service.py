@@ -25,6 +25,7 @@ from rtc_appservice.export.events import Terms, event_maker
 from rtc_appservice.export.posthog import run_posthog
 from rtc_appservice.export.prometheus import Metrics
 from rtc_appservice.export.pseudonym import Pseudonyms
+from rtc_appservice.intake.device_facts import Ask, asking, run_device_facts
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.ports import listening
@@ -75,7 +76,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         projector = replace(projector, events=metrics.counting(projector.events, config.deployment_secret))
         if config.metrics.enabled:
             await stack.enter_async_context(_admin_listener(config, dsn, pool, metrics))
-        live = await stack.enter_async_context(_homeserver_listener(config, registration, pool, intake, metrics))
+        live, ask = await stack.enter_async_context(_homeserver_listener(config, registration, pool, intake, metrics))
         # What was imported and made so far stays; the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -85,6 +86,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
             intake.run_heartbeat(stop),
             live(stop),
             run_projector(pool, projector, stop),
+            run_device_facts(pool, projector.homeserver_id, ask, stop),
             run_posthog(
                 pool,
                 stop,
@@ -168,8 +170,8 @@ async def _admin_listener(config: Config, dsn: str, pool: Pool, metrics: Metrics
 @asynccontextmanager
 async def _homeserver_listener(
     config: Config, registration: Registration, pool: Pool, intake: TransactionIntake, metrics: Metrics
-) -> AsyncIterator[Callable[[asyncio.Event], Awaitable[None]]]:
-    """Listen to the homeserver; gives what lets the service's own device live until an event."""
+) -> AsyncIterator[tuple[Callable[[asyncio.Event], Awaitable[None]], Ask]]:
+    """Listen to the homeserver; gives what lets the service's own device live until an event, and what asks of any."""
     server = IntakeServer(
         Credentials(
             appservice_id=registration.id,
@@ -188,7 +190,7 @@ async def _homeserver_listener(
         live = await _own_device(config, registration, pool, intake, server)
         with listening(host, port, keys="appservice.hostname and appservice.port"):
             await server.start(host, port)
-        yield live
+        yield live, asking(server.server, server.as_token, server.open_client(), server.bot_mxid)
     finally:
         await server.stop()
 
