@@ -34,6 +34,7 @@ from rtc_appservice.core.rollup import increments
 from rtc_appservice.core.session import project_room
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.store import envelopes, findings, outbox, partitions, projection, sessions, totals
+from rtc_appservice.store.crypto import own_devices
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.observations import load_room
 from rtc_appservice.store.outbox import OutboxRow
@@ -164,6 +165,8 @@ async def _project(
         envelopes=projector.envelopes,
         gaps=tuple(await load_gaps(conn, projector.homeserver_id, from_at, claim.room_id)),
         watched_since=claim.watched_since,
+        witnesses=await own_devices(conn, projector.homeserver_id),
+        loss_free=True,
     )
     calls, seen = await _project_with_history(conn, projector, history, since)
     await _write(conn, projector, claim.room_key, since, calls, now)

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import DeviceId, DeviceTrust, EventId, RoomId, UserId
+from rtc_appservice.core.model import Device, DeviceId, DeviceTrust, EventId, RoomId, UserId
 from rtc_appservice.store.pool import Connection
 
 #: The homeserver keeps a to-device message until `/sync` has taken it: longer ago none comes again.
@@ -64,6 +64,12 @@ async def load_device(conn: Connection, homeserver_id: int) -> DeviceRow | None:
     """Give the device of a homeserver, if there is one."""
     row = await conn.fetchrow(_DEVICE, homeserver_id)
     return None if row is None else DeviceRow(**dict(row))
+
+
+async def own_devices(conn: Connection, homeserver_id: int) -> frozenset[Device]:
+    """Give the device of a homeserver as a set: it is read by `/sync`, which loses nothing."""
+    rows = await conn.fetch("SELECT user_id, device_id FROM crypto.device WHERE homeserver_id = $1", homeserver_id)
+    return frozenset((UserId(row["user_id"]), DeviceId(row["device_id"])) for row in rows)
 
 
 async def lock_device(conn: Connection, homeserver_id: int) -> DeviceRow:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +50,7 @@ class Sender:
     def __init__(self, client: Client) -> None:
         """Take a client that is logged in."""
         self.client = client
+        self.session_key = ""
         self.machine = OlmMachine(client, MemoryCryptoStore(client.mxid, "memory"), _Encrypted(), log=QUIET)
 
     async def make_room(self, *, invite: bool = True) -> RoomId:
@@ -89,7 +90,7 @@ class Sender:
         await self.machine.share_group_session(RoomID(room_id), users)
         outbound = await self.machine.crypto_store.get_outbound_group_session(RoomID(room_id))
         assert outbound is not None
-        self._session = (outbound.id, outbound.session_key)
+        self._session_id, self.session_key = outbound.id, outbound.session_key
 
     async def send(self, room_id: RoomId, kind: str, content: dict[str, Any]) -> str:
         """Send an encrypted event, and give its id."""
@@ -99,9 +100,9 @@ class Sender:
         answer = await self.client.api.request(Method.PUT, path, sealed.serialize())
         return str(answer["event_id"])
 
-    async def send_room_key(self, room_id: RoomId, index: int) -> str:
-        """Send a media key as an encrypted room event."""
-        key = {"index": index, "key": secrets.token_urlsafe(16)[:22]}
+    async def send_room_key(self, room_id: RoomId, index: int, text: str | None = None) -> str:
+        """Send a media key, a random one unless given, as an encrypted room event."""
+        key = {"index": index, "key": text or secrets.token_urlsafe(16)[:22]}
         content = {"call_id": "", "device_id": self.client.device_id, "keys": [key], "sent_ts": now_ms()}
         return await self.send(room_id, "io.element.call.encryption_keys", content)
 
@@ -109,12 +110,11 @@ class Sender:
         """Hand the session in use to the service's device, from its beginning."""
         device = await self.machine.get_or_fetch_device(UserID(BOT), DeviceID(device_id))
         assert device is not None
-        session_id, session_key = self._session
         content = {
             "algorithm": "m.megolm.v1.aes-sha2",
             "room_id": room_id,
-            "session_id": session_id,
-            "session_key": session_key,
+            "session_id": self._session_id,
+            "session_key": self.session_key,
         }
         await self.machine.send_encrypted_to_device(device, EventType.ROOM_KEY, Obj(**content))  # type: ignore[no-untyped-call]
 
@@ -136,12 +136,14 @@ class Sender:
         found = await self._memberships(room_id, user_id)
         return bool(found) and not any(found)
 
-    async def send_to_device_key(self, room_id: RoomId, index: int, device_id: DeviceId) -> None:
-        """Send a media key to the service's device by Olm."""
+    async def send_to_device_key(
+        self, room_id: RoomId, index: int, device_id: DeviceId, text: str | None = None
+    ) -> None:
+        """Send a media key, a random one unless given, to the service's device by Olm."""
         device = await self.machine.get_or_fetch_device(UserID(BOT), DeviceID(device_id))
         assert device is not None
         content = {
-            "keys": {"index": index, "key": secrets.token_urlsafe(16)[:22] + "=="},
+            "keys": {"index": index, "key": text or secrets.token_urlsafe(16)[:22] + "=="},
             "room_id": room_id,
             "member": {"claimed_device_id": self.client.device_id},
             "session": {"call_id": "", "application": "m.call", "scope": "m.room"},
@@ -264,3 +266,8 @@ async def until(condition: Callable[[], Any], what: str) -> Any:
             return found
         assert asyncio.get_running_loop().time() < deadline, what
         await asyncio.sleep(0.05)
+
+
+async def equals(found: Awaitable[int], expected: int) -> bool:
+    """Tell whether a number is the one expected."""
+    return await found == expected

@@ -1,6 +1,6 @@
 """The service's own device in encrypted rooms of a real Synapse."""
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.intake.device_keys import identity_of, sealed_by
 from rtc_appservice.store.audited_rooms import want_room
 from rtc_appservice.store.pool import Pool
-from tests.acceptance.sealed_room import BOT, Service, running_service, sealed_synapse, sender, until
+from tests.acceptance.sealed_room import BOT, Service, equals, running_service, sealed_synapse, sender, until
 
 Homeserver = tuple[str, Path, int]
 
@@ -123,11 +123,6 @@ async def test_events_are_read_again_when_their_session_comes(homeserver: Homese
     assert 3 == key.keys[0].index
     assert [] == left
     assert [sealed] == identities
-
-
-async def equals(found: Awaitable[int], expected: int) -> bool:
-    """Tell whether a number is the one expected."""
-    return await found == expected
 
 
 async def test_enters_no_room_by_itself(homeserver: Homeserver, pool: Pool) -> None:
