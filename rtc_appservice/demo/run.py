@@ -90,6 +90,7 @@ async def _show(
             tell(f"the report agrees with what the players of {len(logs)} calls noted")
         tell(f"metrics: {stage.metrics_address}")
         tell(f"what PostHog would have got: {stage.posthog.address}/events ({len(stage.posthog.events)} events)")
+        tell(f"the overview page: {stage.metrics_address.removesuffix('metrics')}")
         if not exit_after_report:
             tell("serving until Ctrl-C")
             await asyncio.Event().wait()
