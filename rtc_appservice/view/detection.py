@@ -47,7 +47,9 @@ def render() -> str:
         _INTRO,
         "\n## Fallbacks and their causes\n\nA device's first room key in a call is a fallback. Causes are tried in this"
         " order, the first that fits is taken, and it stays once the finding has settled. **Blockers** stand in the way"
-        " of switching the room-event backup off.\n",
+        " of switching the room-event backup off; reports count them by cause, client generation and platform. The"
+        " platform is told from the name a client gave its device, as far as the homeserver shows it, and is joined"
+        " when a report is read: nothing is detected from it, and a replay finds the same.\n",
         _meanings(CAUSES, {cause for cause in CAUSES if cause in BLOCKING_CAUSES}),
         "\n## Findings\n",
         _meanings(FINDINGS, set()),

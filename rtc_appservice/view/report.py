@@ -25,6 +25,7 @@ from rtc_appservice.core.model import (
     Finding,
     Gap,
     Participant,
+    Platform,
     Readiness,
     Report,
     Stint,
@@ -123,8 +124,11 @@ def _print_participants(console: Console, participants: Sequence[Participant]) -
             table.add_row(f"and {rest} more", "", "", "")
             continue
         sure = f" ({each.generation_confidence:.0%})" if each.generation != "unknown" else ""
+        runs_on = f", {each.platform}" if each.platform not in (None, Platform.UNKNOWN) else ""
         stints = "\n".join(_stint(stint) for stint in each.stints)
-        table.add_row(Text(plain(each.user_id)), Text(plain(each.device_id)), f"{each.generation}{sure}", stints)
+        table.add_row(
+            Text(plain(each.user_id)), Text(plain(each.device_id)), f"{each.generation}{sure}{runs_on}", stints
+        )
     console.print(table)
 
 

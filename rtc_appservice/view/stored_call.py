@@ -2,11 +2,15 @@
 
 from datetime import datetime, timedelta
 
+from msgspec.structs import replace
+
 from rtc_appservice.core.envelope import KEY_AFTER_STINT
 from rtc_appservice.core.explain import CallExplanation, explain
 from rtc_appservice.core.fallback import HISTORY
 from rtc_appservice.core.model import Coverage, DeviceId, RoomHistory, Settings, UserId
+from rtc_appservice.core.platform import with_platforms
 from rtc_appservice.errors import InputError
+from rtc_appservice.store.device_facts import load_platforms
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.observations import load_room
 from rtc_appservice.store.pool import Connection, Pool, store_errors
@@ -29,10 +33,11 @@ async def explain_call(pool: Pool, prefix: str, settings: Settings) -> CallExpla
             if len(found) > 1:
                 raise InputError(f"Several calls begin with {prefix}; give more of the id")
             history = await _history(conn, found[0])
+            platforms = await load_platforms(conn, found[0].homeserver_id)
     told = explain(history, found[0].report.call_id, settings)
     if told is None:
         raise InputError(f"The observations of call {prefix} are gone (retention); its report is all that is left")
-    return told
+    return replace(told, call=with_platforms([told.call], platforms)[0])
 
 
 async def _history(conn: Connection, stored: StoredCall) -> RoomHistory:
