@@ -152,6 +152,11 @@ class Sender:
         kind = EventType.find("io.element.call.encryption_keys", EventType.Class.TO_DEVICE)
         await self.machine.send_encrypted_to_device(device, kind, Obj(**content))  # type: ignore[no-untyped-call]
 
+    async def send_nothing_to(self, user_id: str, device_id: str) -> None:
+        """Send an empty to-device message to another device: Synapse loses one of two that race."""
+        path = ApiPath.v3.sendToDevice["m.dummy"][self.client.api.get_txn_id()]
+        await self.client.api.request(Method.PUT, path, {"messages": {user_id: {device_id: {}}}})
+
 
 def now_ms() -> int:
     """Give the time as Matrix milliseconds."""
