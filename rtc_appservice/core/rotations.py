@@ -34,24 +34,28 @@ class Rotations:
     def missing(self, watermark_at: datetime, final_until: datetime) -> list[NotRotated]:
         """Give the rotations that failed to come, as of the watermark; none where silence may only be unreadable."""
         found: list[NotRotated] = []
+        senders = [stint for stint in self._call.span.stints if id(stint) in self._call.new_keys]
+        if not senders:
+            return []
         for left in self._call.span.stints:
             if left.left_at is None or left.sealed or id(left) in self._judged:
                 continue
             if left.left_at + max(self._horizon, GONE_SOON) <= final_until:
                 self._judged.add(id(left))
-                self._found += self._after(left, left.left_at)
+                self._found += self._after(left, left.left_at, senders)
             elif left.left_at + self._horizon <= watermark_at:
-                found += self._after(left, left.left_at)
+                found += self._after(left, left.left_at, senders)
         return [] if self._call.unreadable else self._found + found
 
-    def _after(self, left: DeviceStint, left_at: datetime) -> Iterator[NotRotated]:
-        staying = [stint for stint in self._call.span.stints if not stint.sealed and stint.is_live(left_at)]
-        if len(staying) == 1:
-            return  # nobody is left to hand a key to
-        for stint in staying:
-            own = self._call.new_keys.get(id(stint))
-            if not own or own[0] >= left_at:
+    def _after(self, left: DeviceStint, left_at: datetime, senders: list[DeviceStint]) -> Iterator[NotRotated]:
+        for stint in senders:
+            own = self._call.new_keys[id(stint)]
+            if own[0] >= left_at or not stint.is_live(left_at):
                 continue  # not in room mode: its silence in the timeline means nothing
+            if not any(
+                s is not stint and not s.sealed and s.is_live(left_at) for s in reversed(self._call.span.stints)
+            ):
+                continue  # nobody is left to hand a key to
             position = bisect_left(own, left_at)
             in_time = position < len(own) and own[position] <= left_at + self._horizon
             gone_soon = stint.left_at is not None and stint.left_at <= left_at + GONE_SOON

@@ -25,6 +25,8 @@ KEY_EVENT_TYPES = frozenset(
 
 #: What stands where a string repeated a media key.
 STRIPPED = "[stripped]"
+#: A kept text of so many characters that is a part of a key is blanked as well.
+SHORTEST_PART = 12
 
 #: A given key's bytes -> comparison tag, or None where tags are off.
 Tagger = Callable[[bytes], str | None]
@@ -88,7 +90,7 @@ def _mark(text: str, tagger: Tagger) -> dict[str, Any]:
 
 def decode_key(text: str) -> bytes | None:
     """Decode base64 in any flavour (padded or not, URL-safe or not), or give None."""
-    plain = text.rstrip("=").replace("-", "+").replace("_", "/")
+    plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
@@ -121,7 +123,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _blank(value: Any, secrets: set[str]) -> Any:
     if isinstance(value, str):
-        return STRIPPED if any(secret in value for secret in secrets) else value
+        return STRIPPED if any(s in value or (len(value) >= SHORTEST_PART and value in s) for s in secrets) else value
     if isinstance(value, dict):
         return {key: _blank(item, secrets) for key, item in value.items()}
     return value

@@ -272,9 +272,9 @@ def _parse_redaction(event: dict[str, Any], sender: UserId) -> Redaction:
 
 
 def _parse_room_state(kind: str, event: dict[str, Any], content: dict[str, Any], sender: UserId) -> RoomState | None:
-    state_key = event.get("state_key")
-    if not isinstance(state_key, str):
+    if "state_key" not in event:
         return None  # a message posing as state
+    state_key = fields.text(event, "state_key", "event")
     if kind == "m.room.member":
         value = fields.text(content, "membership", "content")
         if value not in ("leave", "ban"):
