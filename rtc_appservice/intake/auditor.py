@@ -7,6 +7,7 @@ Transactions lose to-device messages, `/sync` does not: what comes by both is ta
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -21,7 +22,7 @@ from rtc_appservice.core.model import Device, DeviceId, EventId, Gap, GapReason,
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.decrypt import Reading
-from rtc_appservice.intake.device_api import DeviceApi, RequestFailed, is_gone
+from rtc_appservice.intake.device_api import DeviceApi, RequestFailed, is_gone, text_of
 from rtc_appservice.intake.device_setup import DeviceSetup
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.identities import Identities
@@ -38,6 +39,8 @@ _log = logging.getLogger("rtc_appservice.intake")
 #: Commands write to the database; this is how soon they are followed.
 LOOK_SECONDS = 5.0
 RETRY_SECONDS = 5.0
+#: A room that could not be entered is tried again after this.
+REFUSED_SECONDS = 60.0
 #: Behind the last answer by more than this, what `/sync` brings was sent before it could be read.
 BEHIND = timedelta(seconds=10)
 _AT_ONCE = 100
@@ -113,6 +116,7 @@ class Auditor:
         self._terms = terms
         self._clock = clock
         self._synced_at: datetime | None = None
+        self._not_before: dict[RoomId, float] = {}
 
     async def open(self, session: aiohttp.ClientSession) -> None:
         """Load the device, or make its keys, and have it read transactions from now on."""
@@ -149,7 +153,7 @@ class Auditor:
             return
         _log.info("the device of the service is set up")
         await asyncio.gather(
-            self._until(stop, "the device could not sync", self._sync),
+            self._until(stop, "the device could not sync", self._sync_or_note),
             self._until(stop, "rooms could not be tended", self._tend_rooms),
             self._until(stop, "events could not be read again", self._read_again),
             self._witness.run(stop),
@@ -184,12 +188,12 @@ class Auditor:
             for event in (events if isinstance(events, list) else ())
             if isinstance(event, dict)
         ]
-        next_batch = str(answer["next_batch"])
+        next_batch = text_of(answer, "next_batch")
 
         async def write(conn: Connection, _reading: Reading, intake: Intake) -> None:
             await crypto.save_sync_token(conn, self._homeserver_id, next_batch, received_at)
             if since is not None and received_at - since > BEHIND:
-                _date_back(intake, since)
+                date_back(intake, since)
 
         if messages:
             await self._intake.take_beside({"events": [], "to_device": messages}, write)
@@ -198,8 +202,16 @@ class Auditor:
                 await crypto.save_sync_token(conn, self._homeserver_id, next_batch, received_at)
         self._synced_at = received_at
         counts = answer.get("device_one_time_keys_count")
-        if isinstance(counts, dict):
-            await self._setup.refill(int(counts.get("signed_curve25519", 0)), now=received_at)
+        count = counts.get("signed_curve25519", 0) if isinstance(counts, dict) else None
+        if isinstance(count, int):
+            await self._setup.refill(count, now=received_at)
+
+    async def _sync_or_note(self) -> None:
+        try:
+            await self._sync()
+        except RequestFailed:
+            await self._note_not_synced()
+            raise
 
     async def _note_not_synced(self) -> None:
         """Record that what is sent to the device is not read for now."""
@@ -224,9 +236,12 @@ class Auditor:
         async with self._database() as conn:
             rooms = await audited_rooms.audited_rooms(conn, self._homeserver_id)
         for room in rooms:
+            if self._not_before.get(room.room_id, 0.0) > time.monotonic():
+                continue
             try:
                 await self._tend(room)
             except RequestFailed as error:
+                self._not_before[room.room_id] = time.monotonic() + REFUSED_SECONDS
                 _log.warning("a room could not be joined, told or left", extra=describe(error))
 
     async def _tend(self, room: audited_rooms.AuditedRoom) -> None:
@@ -244,7 +259,8 @@ class Auditor:
             await self._api.say(room.room_id, self._terms.notice)
             async with self._database() as conn:
                 await audited_rooms.mark_announced(conn, self._homeserver_id, room.room_id, self._clock())
-        self._sealed.note_call(room.room_id)
+        if room.witness or self._witness.takes_part(room.room_id):
+            self._sealed.note_call(room.room_id)
 
     async def _enter(self, room_id: RoomId) -> None:
         """Note that the device is in a room, and read the state it finds there."""
@@ -260,8 +276,7 @@ class Auditor:
 
     async def _is_witness(self, room_id: RoomId) -> bool:
         async with self._database() as conn:
-            rooms = await audited_rooms.audited_rooms(conn, self._homeserver_id)
-        return any(room.room_id == room_id and room.witness and room.wanted for room in rooms)
+            return await audited_rooms.is_witness(conn, self._homeserver_id, room_id)
 
     # --- events that could not be read ---------------------------------------------------------
 
@@ -309,8 +324,6 @@ class Auditor:
                 return True
             except (*RequestFailed, StoreUnavailable) as error:
                 _log.warning(fault, extra=describe(error))
-                with suppress(StoreUnavailable):
-                    await self._note_not_synced()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
             finally:
@@ -335,7 +348,7 @@ def _as_of(event: dict[str, Any], room_id: RoomId, now: datetime) -> dict[str, A
     return found
 
 
-def _date_back(intake: Intake, since: datetime) -> None:
+def date_back(intake: Intake, since: datetime) -> None:
     """Give keys that waited for the device the time they were sent at, within what can be: they are not late."""
     for position, observation in enumerate(intake.observations):
         body = observation.body

@@ -17,12 +17,10 @@ from mautrix.types import DeviceID, UserID
 from mautrix.util.logging import TraceLogger
 
 from rtc_appservice.core.model import Device, EventId, RoomId, UserId
+from rtc_appservice.errors import RtcAppserviceError
 
 #: mautrix logs requests with their bodies: nothing below critical may come out.
 QUIET = TraceLogger("rtc_appservice.intake.quiet", logging.CRITICAL)
-
-#: What a request can fail with.
-RequestFailed = (MatrixRequestError, MatrixConnectionError, TimeoutError, aiohttp.ClientError)
 
 #: Longest wait of one `/sync`, in milliseconds.
 SYNC_TIMEOUT_MS = 30_000
@@ -30,6 +28,14 @@ _SYNC_FILTER = json.dumps(
     {"presence": {"not_types": ["*"]}, "account_data": {"not_types": ["*"]}, "room": {"rooms": []}}
 )
 _DELAY = "org.matrix.msc4140.delay"
+
+
+class OddAnswer(RtcAppserviceError):
+    """The homeserver's answer lacks what it must have."""
+
+
+#: What a request can fail with.
+RequestFailed = (MatrixRequestError, MatrixConnectionError, OddAnswer, TimeoutError, aiohttp.ClientError)
 
 
 class DeviceApi:
@@ -109,7 +115,7 @@ class DeviceApi:
     async def join(self, room: str) -> RoomId:
         """Enter a room, given by id or alias."""
         answer = await self._api.request(Method.POST, Path.v3.join[room], {})
-        return RoomId(answer["room_id"])
+        return RoomId(text_of(answer, "room_id"))
 
     async def leave(self, room_id: RoomId) -> None:
         """Leave a room."""
@@ -135,6 +141,14 @@ class DeviceApi:
         """Put off a delayed event (`restart`), have it sent now (`send`), or not at all (`cancel`)."""
         path = Path.unstable["org.matrix.msc4140"].delayed_events[delay_id]
         await self._api.request(Method.POST, path, {"action": action})
+
+
+def text_of(answer: Any, name: str) -> str:
+    """Give a text of an answer; raises OddAnswer."""
+    found = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(found, str):
+        raise OddAnswer
+    return found
 
 
 def is_gone(error: BaseException) -> bool:

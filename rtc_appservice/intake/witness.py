@@ -74,6 +74,10 @@ class Witness:
         for room_id in list(self._parts):
             await self._try(self.withdraw(room_id), "the device could not leave a call; the homeserver will end it")
 
+    def takes_part(self, room_id: RoomId) -> bool:
+        """Tell whether the device is in a room's call."""
+        return room_id in self._parts
+
     async def withdraw(self, room_id: RoomId) -> None:
         """End the membership of a room's call, if there is one."""
         part = self._parts.pop(room_id, None)

@@ -54,6 +54,12 @@ async def want_witness(conn: Connection, homeserver_id: int, room_id: RoomId, *,
     return done != "UPDATE 0"
 
 
+async def is_witness(conn: Connection, homeserver_id: int, room_id: RoomId) -> bool:
+    """Tell whether the device is to take part in a room's calls."""
+    query = "SELECT witness AND wanted FROM crypto.room WHERE homeserver_id = $1 AND room_id = $2"
+    return bool(await conn.fetchval(query, homeserver_id, room_id))
+
+
 async def mark_joined(conn: Connection, homeserver_id: int, room_id: RoomId, at: datetime) -> None:
     """Note that the device is in a room."""
     await conn.execute(

@@ -1,8 +1,9 @@
 """A real Synapse, a client that encrypts with real Olm and Megolm, and the service's device on a real database."""
 
 import asyncio
+import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,18 +54,22 @@ class Sender:
         self.session_key = ""
         self.machine = OlmMachine(client, MemoryCryptoStore(client.mxid, "memory"), _Encrypted(), log=QUIET)
 
-    async def make_room(self, *, invite: bool = True) -> RoomId:
-        """Create an encrypted room, with an invitation for the device."""
+    async def make_room(self, *, invite: bool = True, also: Sequence[str] = ()) -> RoomId:
+        """Create an encrypted room, with an invitation for the device and others."""
         content = {
             "preset": "private_chat",
             "initial_state": [
                 {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
             ],
-            "invite": [BOT] if invite else [],
+            "invite": [*([BOT] if invite else []), *also],
             "power_level_content_override": {"events": {"org.matrix.msc3401.call.member": 0}},
         }
         answer = await self.client.api.request(Method.POST, ApiPath.v3.createRoom, content)
         return RoomId(answer["room_id"])
+
+    async def invite(self, room_id: RoomId) -> None:
+        """Invite the device."""
+        await self.client.api.request(Method.POST, ApiPath.v3.rooms[room_id].invite, {"user_id": BOT})
 
     async def call(self, room_id: RoomId, *, live: bool = True) -> None:
         """Join the call of a room, or leave it."""
@@ -94,10 +99,17 @@ class Sender:
 
     async def send(self, room_id: RoomId, kind: str, content: dict[str, Any]) -> str:
         """Send an encrypted event, and give its id."""
-        event_type = EventType.find(kind, EventType.Class.MESSAGE)
-        sealed = await self.machine.encrypt_megolm_event(RoomID(room_id), event_type, content)
+        session = await self.machine.crypto_store.get_outbound_group_session(RoomID(room_id))
+        assert session is not None
+        # As js-sdk writes it: mautrix puts spaces into the plaintext, by which it is longer.
+        plaintext = json.dumps({"room_id": room_id, "type": kind, "content": content}, separators=(",", ":"))
+        sealed = {
+            "algorithm": "m.megolm.v1.aes-sha2",
+            "ciphertext": session.encrypt(plaintext),  # type: ignore[no-untyped-call]
+            "session_id": session.id,
+        }
         path = ApiPath.v3.rooms[room_id].send["m.room.encrypted"][self.client.api.get_txn_id()]
-        answer = await self.client.api.request(Method.PUT, path, sealed.serialize())
+        answer = await self.client.api.request(Method.PUT, path, sealed)
         return str(answer["event_id"])
 
     async def send_room_key(self, room_id: RoomId, index: int, text: str | None = None) -> str:

@@ -7,16 +7,21 @@ from pathlib import Path
 import pytest
 from mautrix.api import Method
 from mautrix.api import Path as ApiPath
+from mautrix.types import RoomID, TrustState
 
 from rtc_appservice.core.model import (
     Coverage,
     DeviceTrust,
+    Evidence,
     MegolmEnvelope,
+    Membership,
+    Observation,
     RoomHistory,
     RoomId,
     RoomKey,
     ServerName,
     ToDeviceKey,
+    Verdict,
 )
 from rtc_appservice.core.session import project_room
 from rtc_appservice.demo.synapse import SERVER_NAME
@@ -183,3 +188,85 @@ async def test_takes_part_in_calls_where_asked(homeserver: Homeserver, pool: Poo
     report = project_room(history)[0].report
     assert Coverage.WITNESS in report.coverage
     assert (1, 0) == (report.deliveries.to_device, report.obligations.missing)
+
+
+@pytest.mark.parametrize(
+    ("invited", "coverage", "evidence"),
+    [
+        ("before", Coverage.TIMELINE, {Evidence.DECRYPTED}),
+        ("during", Coverage.TIMELINE_PARTIAL, {Evidence.DECRYPTED, Evidence.INFERRED}),
+        ("after", Coverage.TIMELINE_PARTIAL, {Evidence.INFERRED}),
+    ],
+)
+async def test_calls_it_is_invited_to(
+    homeserver: Homeserver, pool: Pool, invited: str, coverage: Coverage, evidence: set[Evidence]
+) -> None:
+    """What was sent before it came stays sealed: seen by its length, and the call is covered in part."""
+    address, path, port = homeserver
+    async with (
+        running_service(pool, address, path, port) as service,
+        sender(address, f"ann-{invited}") as ann,
+        sender(address, f"bob-{invited}") as bob,
+    ):
+        room_id = await ann.make_room(invite=invited == "before", also=[bob.client.mxid])
+        await bob.client.join_room_by_id(RoomID(room_id))
+
+        async def enters(when: str) -> bool:
+            if when == invited != "before":
+                await ann.invite(room_id)
+            if when == invited:
+                await until(lambda: room_id in service.auditor.own.rooms, "the device joined")
+            return room_id in service.auditor.own.rooms
+
+        await enters("before")
+        for caller in (ann, bob):
+            await caller.call(room_id)
+        for sent, when in enumerate(("before", "during")):
+            inside = await enters(when)
+            for caller in (ann, bob):
+                await caller.share(room_id, with_device=inside)
+                await caller.send_room_key(room_id, sent)
+                await caller.send(room_id, "m.room.message", {"msgtype": "m.text", "body": "no key at all"})
+        for caller in (ann, bob):
+            await caller.call(room_id, live=False)
+        await enters("after")
+
+        async def keys() -> list[Observation]:
+            found = await service.observations(room_id)
+            ended = sum(isinstance(o.body, Membership) and not o.body.live for o in found)
+            sealed = [o for o in found if isinstance(o.body, RoomKey | MegolmEnvelope)]
+            read_all = (
+                sum(isinstance(o.body, RoomKey) for o in sealed) >= {"before": 4, "during": 2, "after": 0}[invited]
+            )
+            return found if ended == 2 and len(sealed) >= 4 and read_all else []
+
+        observations = await until(keys, "all was recorded")
+    history = RoomHistory(
+        homeserver=ServerName(SERVER_NAME),
+        room_id=room_id,
+        observations=tuple(observations),
+        watermark_at=datetime.now(UTC) + timedelta(minutes=5),
+        envelopes=False,
+    )
+    ((session,),) = (project_room(history),)
+    report = session.report
+
+    assert (Verdict.ROOM_EVENT, 4) == (report.verdict, report.distributions.room_event)
+    assert (coverage,) == report.coverage
+    assert evidence == {distribution.evidence for distribution in session.distributions}
+
+
+async def test_senders_that_exclude_unsigned_devices(homeserver: Homeserver, pool: Pool) -> None:
+    """The device is cross-signed, so they hand it their sessions all the same."""
+    address, path, port = homeserver
+    async with running_service(pool, address, path, port) as service, sender(address, "strict") as alice:
+        await until(lambda: service.count("SELECT count(*) FROM crypto.device WHERE signed_at IS NOT NULL"), "signed")
+        alice.machine.send_keys_min_trust = TrustState.CROSS_SIGNED_TOFU
+        room_id = await alice.make_room()
+        await until(lambda: room_id in service.auditor.own.rooms, "the device joined")
+        await alice.call(room_id)
+        await alice.share(room_id)
+        await alice.send_room_key(room_id, 0)
+        keys = await until(lambda: room_keys(service, room_id), "the room key was read")
+
+    assert 1 == len(keys)
