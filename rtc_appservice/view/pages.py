@@ -5,6 +5,7 @@ Each is made on the server from what the store has, and can be read without scri
 is shown which names is decided in `access`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -13,14 +14,14 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from rtc_appservice.core.model import Settings, Verdict
+from rtc_appservice.core.model import Report, Settings, Verdict
 from rtc_appservice.errors import InputError, StoreUnavailable
 from rtc_appservice.store import outbox, pages, sessions
 from rtc_appservice.store.condition import load_condition
 from rtc_appservice.store.homeservers import load_homeservers
 from rtc_appservice.store.pool import Pool, store_errors
 from rtc_appservice.view.access import Access, Names
-from rtc_appservice.view.charts import stacked_bars
+from rtc_appservice.view.charts import share_line, stacked_bars
 from rtc_appservice.view.health import Readiness, why_not_ready
 from rtc_appservice.view.matrix import matrix
 from rtc_appservice.view.overview import overview
@@ -31,6 +32,8 @@ from rtc_appservice.view.timeline import draw
 
 #: Lines of a list on one page.
 PAGE = 50
+#: Pages made at the same time: the connections of the pool are there for the intake first.
+AT_ONCE = 2
 #: The windows that the overview offers, in days.
 WINDOWS = (7, 28, 90)
 
@@ -58,6 +61,7 @@ class Pages:
         self._settings = settings
         self._ready = ready
         self._access = access
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     def add_to(self, app: web.Application) -> None:
         """Add the pages, and what they look like, to the admin listener."""
@@ -81,8 +85,9 @@ class Pages:
                 refused.headers.update(_HEADERS)
                 raise
             try:
-                with store_errors():
-                    text = await make(request, names)
+                async with self._turns:
+                    with store_errors():
+                        text = await make(request, names)
             except InputError as error:
                 status, text = 404, _page("error.html", request, names, title="Not found", message=str(error))
             except StoreUnavailable:
@@ -102,25 +107,8 @@ class Pages:
         midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
         since = midnight - timedelta(days=days - 1)
         report = await read_report(self._pool, since=since, homeserver=homeserver, now=now)
-        counted = overview(report, days)
-        plot = stacked_bars(
-            [f"{period.begin:%m-%d}" for period in counted.periods],
-            {verdict: [period.by_verdict.get(verdict, 0) for period in counted.periods] for verdict in Verdict},
-            f"Calls by {'week' if counted.by_week else 'day'} and verdict; the table below has the numbers.",
-        )
-        return _page(
-            "overview.html",
-            request,
-            names,
-            title="Overview",
-            report=report,
-            counted=counted,
-            plot=plot,
-            days=days,
-            windows=WINDOWS,
-            homeserver=homeserver,
-            homeservers=homeservers,
-        )
+        choice = {"windows": WINDOWS, "days": days, "homeserver": homeserver, "homeservers": homeservers}
+        return await asyncio.to_thread(_overview_page, request, names, report, choice)
 
     async def _calls(self, request: web.Request, names: Names) -> str:
         query = request.query
@@ -227,6 +215,25 @@ class Pages:
     async def _homeservers(self) -> dict[str, int]:
         async with self._pool.acquire() as conn:
             return {str(name): number for name, number in (await load_homeservers(conn)).items()}
+
+
+def _overview_page(request: web.Request, names: Names, report: Report, choice: Mapping[str, Any]) -> str:
+    """Give the overview of a report; it does not touch the database, so another thread may make it."""
+    counted = overview(report, choice["days"])
+    labels, span = [f"{period.begin:%m-%d}" for period in counted.periods], "week" if counted.by_week else "day"
+    bars = stacked_bars(
+        labels,
+        {verdict: [period.by_verdict.get(verdict, 0) for period in counted.periods] for verdict in Verdict},
+        f"Calls by {span} and verdict; the table below has the numbers.",
+    )
+    line = share_line(
+        labels,
+        "all by to-device",
+        [period.share for period in counted.periods],
+        f"Share of calls that are all by to-device, by {span}; the table below has the numbers.",
+    )
+    shown = {"report": report, "counted": counted, "bars": bars, "line": line}
+    return _page("overview.html", request, names, title="Overview", **shown, **choice)
 
 
 def _page(template: str, request: web.Request, names: Names, *, title: str, **values: Any) -> str:

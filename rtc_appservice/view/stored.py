@@ -1,5 +1,6 @@
 """Stage 7: the report over what is in the database."""
 
+import asyncio
 from datetime import datetime
 
 from rtc_appservice.core.model import Report, ServerName
@@ -29,9 +30,8 @@ async def read_report(pool: Pool, *, since: datetime | None, homeserver: str | N
                 raise InputError(f"There is nothing from {homeserver} in the database; homeservers seen: {names}")
             homeserver_id = None if homeserver is None else known[ServerName(homeserver)]
             calls = await load_calls(conn, since, homeserver_id)
-            return build_report(
-                with_platforms(calls, await load_platforms(conn, homeserver_id)),
-                gaps=await load_gaps(conn, homeserver_id, since),
-                room_keys_in_history=await room_keys_in_history(conn, homeserver_id),
-                now=now,
-            )
+            calls = with_platforms(calls, await load_platforms(conn, homeserver_id))
+            gaps = await load_gaps(conn, homeserver_id, since)
+            standing = await room_keys_in_history(conn, homeserver_id)
+    # Weeks of calls take a while to go through; intake goes on meanwhile.
+    return await asyncio.to_thread(build_report, calls, gaps=gaps, room_keys_in_history=standing, now=now)

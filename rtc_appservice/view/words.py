@@ -32,7 +32,7 @@ OUTCOMES = {
     Outcome.ROOM_EVENT: "as room event",
     Outcome.RECOVERED_BY_ROOM_EVENT: "not by to-device; a room event came instead",
     Outcome.MISSING: "owed and missing",
-    Outcome.EXCUSED: "excused",
+    Outcome.EXCUSED: "had a reason not to come",
     Outcome.UNCONFIRMED: "not seen; may have arrived",
     Outcome.UNOBSERVABLE: "could not be seen",
     Outcome.PENDING: "not due yet",
