@@ -40,6 +40,7 @@ class Scenario:
         self.devices: dict[str, Device] = {c["client"]: (c["user"], c["device"]) for c in self.clients}
 
     def call(self) -> CallReport:
+        """Audit the recording, which holds one call."""
         recorded = [RecordedTransaction(at(line["recv_ts"]), line["body"]) for line in self.lines]
         report = audit(recorded, homeserver=None, scope="auto", secret=b"a secret of the tests")
         assert len(report.calls) == 1
@@ -60,6 +61,7 @@ class Scenario:
         return bool(self.truth["encrypted_room"]) and "sticky" in modes
 
     def verdict(self) -> Verdict:
+        """Give the verdict that what was sent and could be seen allows."""
         if self.is_sealed():
             return Verdict.UNKNOWN
         if self.truth["room_key_events"]:
@@ -67,6 +69,7 @@ class Scenario:
         return Verdict.TO_DEVICE if self.call_keys_on_wire() else Verdict.NO_KEYS
 
     def room_keys(self) -> dict[Device, int]:
+        """Count the room keys really sent, by device."""
         return dict(Counter(self.devices[event["from"]] for event in self.truth["room_key_events"].values()))
 
     def causes(self) -> dict[Device, str]:
@@ -90,12 +93,14 @@ class Scenario:
 
 
 def at(milliseconds: float) -> datetime:
+    """Turn milliseconds into a time."""
     moment = from_ms(milliseconds)
     assert moment is not None
     return moment
 
 
 def version(client: dict[str, Any]) -> tuple[int, int]:
+    """Give the js-sdk release of a client."""
     major, minor, *_ = client["js_sdk"].split(".")
     return int(major), int(minor)
 
@@ -107,6 +112,7 @@ def generation(client: dict[str, Any]) -> str:
 
 
 def is_room_only(client: dict[str, Any]) -> bool:
+    """Tell whether a client can use nothing but room events, by release and option."""
     to_device = client["joins"][0]["config"].get("useExperimentalToDeviceTransport")
     return version(client) < (37, 4) or (version(client) < (41, 1) and not to_device)
 
