@@ -7,7 +7,7 @@ environment as `RTC_APPSERVICE_SECTION__KEY`, which wins over the file; a secret
 
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
 from pydantic import field_validator as check
@@ -31,10 +31,28 @@ def _http_url(value: str) -> str:
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
-    """Give the URL back; ValueError, without the URL, if PostgreSQL would not take it."""
-    if urlsplit(value.get_secret_value()).scheme not in {"postgres", "postgresql"}:
+    """Give the URL back; ValueError, without any of the URL, if PostgreSQL would not take it or take it otherwise."""
+    url = value.get_secret_value()
+    if not url.startswith(("postgres://", "postgresql://")):
         raise ValueError("must be a URL that starts with postgresql://")
+    if not _is_in_parts(url):
+        raise ValueError(
+            "cannot be taken apart into user, password, host, port and name; "
+            "percent-encode special characters of user and password (# as %23, / as %2F, ? as %3F, @ as %40)"
+        )
     return value
+
+
+def _is_in_parts(url: str) -> bool:
+    """Tell whether a URL has its parts where they belong: no sign of a password ended one of them early."""
+    try:
+        parts = urlsplit(url)
+        login, _, hosts = parts.netloc.rpartition("@")
+        ports = [urlsplit(f"//{host}").port for host in hosts.split(",")]
+        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:  # its text quotes what it could not read
+        return False
+    return 0 not in ports and "#" not in url and "@" not in login + parts.path + parts.query
 
 
 def _contents(path: Path) -> SecretStr:

@@ -191,6 +191,41 @@ def test_secrets_are_not_printed(minimal: Path, monkeypatch: pytest.MonkeyPatch)
     assert SECRET not in repr(config)
 
 
+@pytest.mark.parametrize("sign", ["#", "/", "?", "@", "[", "\u2100", "12#34", "12/34", "12?34", "?a&"])
+@pytest.mark.parametrize("key", ["url", "url_file"])
+def test_a_database_url_that_ends_early_is_not_quoted(
+    minimal: Path, monkeypatch: pytest.MonkeyPatch, key: str, sign: str
+) -> None:
+    """A sign of the password that the URL means otherwise is said, and no part of the password is."""
+    url = (
+        f"postgresql://u:hunter{sign}2@db.example/x" if not sign[0].isdigit() else f"postgresql://u:{sign}@db.example/x"
+    )
+    (minimal.parent / "url").write_text(url)
+    monkeypatch.setenv(f"RTC_APPSERVICE_DATABASE__{key.upper()}", str(minimal.parent / "url") if "_" in key else url)
+    with pytest.raises(ConfigError, match="percent-encode special characters") as caught:
+        load_config(minimal)
+
+    assert f"  database.{key}: " in str(caught.value)
+    assert "hunter" not in str(caught.value).replace(str(minimal), "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p%23%40@db.example:5432/x",
+        "postgres://h1:5432,h2:5433/x?target_session_attrs=any",
+        "postgresql://u@[::1]:5432/x",
+        "postgresql://postgres:@/postgres?host=/tmp/somewhere",
+        "postgresql://",
+    ],
+)
+def test_every_form_of_database_url_is_taken(minimal: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Several hosts, sockets and addresses are for PostgreSQL to judge."""
+    monkeypatch.setenv("RTC_APPSERVICE_DATABASE__URL", url)
+
+    assert url == load_config(minimal).database.dsn
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
