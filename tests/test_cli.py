@@ -153,7 +153,9 @@ def test_a_database_that_is_not_there_is_said(installed: Path, monkeypatch: pyte
     for command in (("db", "upgrade"), ("db", "current"), ("report",), ("run",)):
         result = run_in_process(*command)
         assert 1 == result.returncode
-        assert "Error: The database" in result.stderr
+        assert "Error: The database cannot be reached (ConnectionRefusedError: " in result.stderr
+        assert "is database.url right?" in result.stderr
+        assert "Traceback" not in result.stderr
         assert "hunter2" not in result.stdout + result.stderr
 
 
@@ -176,6 +178,7 @@ def test_report_asks_for_the_migration(installed: Path, empty_database: str, mon
     result = call("report")
 
     assert 1 == result.exit_code
+    assert "The database is empty" in result.stderr
     assert "rtc-appservice db upgrade" in result.stderr
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 import rtc_appservice
 from rtc_appservice.errors import SchemaBehind, StoreUnavailable
+from rtc_appservice.store.pool import CONNECT_TIMEOUT_SECONDS, reaching_errors
 
 #: Any number, as long as it stays: «rtc-appsv» in ASCII cannot fit, so the first eight letters do.
 MIGRATION_LOCK = int.from_bytes(b"rtc-apps")
@@ -74,10 +75,8 @@ async def require_head(dsn: str) -> None:
     """Raise `SchemaBehind` unless the database is at the newest revision."""
     revision = await current(dsn)
     if revision != head():
-        raise SchemaBehind(
-            f"The database schema is at {revision or 'nothing'}, this version needs {head()}; "
-            "run `rtc-appservice db upgrade`."
-        )
+        found = "is empty" if revision is None else f"has the schema {revision}"
+        raise SchemaBehind(f"The database {found}, this version needs {head()}; run `rtc-appservice db upgrade`.")
 
 
 def _revision(connection: Connection) -> str | None:
@@ -95,13 +94,16 @@ async def _connect(dsn: str) -> AsyncIterator[AsyncConnection]:
     """Open one direct connection for Alembic, through the same driver and the same DSN as everything else."""
 
     async def open_connection() -> "asyncpg.Connection[asyncpg.Record]":
-        return await asyncpg.connect(dsn, timeout=10)
+        with reaching_errors():
+            return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_SECONDS)
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=open_connection, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
             yield connection
     except (OSError, TimeoutError, asyncpg.PostgresError, SQLAlchemyError) as error:
-        raise StoreUnavailable(f"The database could not be migrated ({type(error).__name__}): {error}") from error
+        raise StoreUnavailable(
+            f"The schema could not be read or brought up to date ({type(error).__name__}): {error}"
+        ) from error
     finally:
         await engine.dispose()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.errors import DataRefused, StoreUnavailable
 
 if TYPE_CHECKING:  # the driver's classes are generic in their stubs only
     #: What every function of the store takes: a plain connection or one lent by the pool.
@@ -25,6 +25,9 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 #: SQLSTATE classes whose first line speaks of connections, access, resources, operators and our own SQL only.
 _QUOTES_NO_VALUES = ("08", "28", "3D", "42", "53", "55", "57", "58")
 
+#: SQLSTATE classes that speak of the data: data exceptions and integrity constraints.
+_OF_THE_DATA = ("22", "23")
+
 
 async def _keep_as_is(_connection: object) -> None:
     """Leave a returned connection alone: no session state is ever set, and a reset query costs a round trip."""
@@ -32,7 +35,7 @@ async def _keep_as_is(_connection: object) -> None:
 
 async def open_pool(dsn: str, size: int) -> Pool:
     """Open a pool of at most `size` connections to `dsn`; raise `StoreUnavailable` if the database does not answer."""
-    with store_errors():
+    with reaching_errors():
         return await asyncpg.create_pool(
             dsn,
             min_size=1,
@@ -45,9 +48,24 @@ async def open_pool(dsn: str, size: int) -> Pool:
 
 
 @contextmanager
+def reaching_errors() -> Iterator[None]:
+    """Turn any failure to open a connection into `StoreUnavailable`, which names the key that leads there."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        sqlstate = getattr(error, "sqlstate", None) or ""
+        # A ValueError is of the URL and quotes it; what PostgreSQL or the system answers names no more than the place.
+        said = str(error) if isinstance(error, OSError) or sqlstate.startswith(_QUOTES_NO_VALUES) else ""
+        detail = ": ".join(filter(None, (type(error).__name__, said)))
+        raise StoreUnavailable(f"The database cannot be reached ({detail}); is database.url right?") from None
+
+
+@contextmanager
 def store_errors() -> Iterator[None]:
     """
     Turn any failure of the database or the way to it into `StoreUnavailable`, `from` the original.
+
+    One that the data itself is the cause of becomes `DataRefused`.
 
     The original loses its text first: PostgreSQL's «Failing row contains», and asyncpg's own messages about
     arguments, quote what was written, and a log that prints a chain of errors would print them.
@@ -61,6 +79,8 @@ def store_errors() -> Iterator[None]:
         if not isinstance(error, OSError):
             _blank(error, f"{name} {sqlstate}")
         detail = ", ".join(filter(None, (name, sqlstate and f"SQLSTATE {sqlstate}", said)))
+        if sqlstate.startswith(_OF_THE_DATA):
+            raise DataRefused(f"The database refused the data ({detail}).") from error
         raise StoreUnavailable(f"The database did not answer as it should ({detail}).") from error
 
 
