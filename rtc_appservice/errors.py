@@ -22,6 +22,10 @@ class StoreUnavailable(RtcAppserviceError):
     """The database did not take the write; the homeserver has to send the transaction again."""
 
 
+class DataRefused(StoreUnavailable):
+    """The database refused what was to be written; sent again, it would refuse it again."""
+
+
 class SchemaBehind(RtcAppserviceError):
     """The database schema is not at the newest migration; run `rtc-appservice db upgrade`."""
 

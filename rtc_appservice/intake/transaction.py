@@ -20,12 +20,12 @@ from rtc_appservice.core.fields import Malformed, text
 from rtc_appservice.core.model import GapReason, Observation, Rejected, RoomId, ServerName, UserId
 from rtc_appservice.core.opened import Opened
 from rtc_appservice.core.wire import Intake, TransactionReader
-from rtc_appservice.errors import RtcAppserviceError, StoreUnavailable
+from rtc_appservice.errors import DataRefused, RtcAppserviceError, StoreUnavailable
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.outages import Outages
+from rtc_appservice.intake.storing import record_what_can_be
 from rtc_appservice.intake.stream import Stream
 from rtc_appservice.store.gaps import load_gaps, record_gaps
-from rtc_appservice.store.observations import record
 from rtc_appservice.store.pool import Connection, Pool, store_errors
 from rtc_appservice.store.rooms import RoomCache, watched_rooms
 from rtc_appservice.store.streams import heartbeat, open_stream
@@ -169,12 +169,7 @@ class TransactionIntake:
         try:
             body = parse_body(await read())
             received_at = self._clock()
-            if self.sealed is not None and self.sealed.concerns(body):
-                intake = await self._take_sealed(self.sealed, body, received_at, watermark_at)
-            else:
-                intake = self._read(body, received_at, watermark_at)
-                if intake.observations or intake.envelopes:
-                    await self._store(intake, received_at)
+            intake = await self._take_body(body, received_at, watermark_at)
         except BaseException as error:
             self._stream.fail()
             self._outages.begin(GapReason.TO_DEVICE_LOST, begun_at)
@@ -186,6 +181,19 @@ class TransactionIntake:
         self._watched |= intake.rtc_rooms
         if self._stream.current:
             self._outages.end(GapReason.TO_DEVICE_LOST, received_at)
+        return intake
+
+    async def _take_body(self, body: dict[str, Any], received_at: datetime, watermark_at: datetime | None) -> Intake:
+        if self.sealed is not None and self.sealed.concerns(body):
+            try:
+                return await self._take_sealed(self.sealed, body, received_at, watermark_at)
+            except DataRefused as error:
+                # It would be refused each time it is sent again: the device goes without, the rest is stored.
+                _log.error("the device's part of a transaction was dropped", extra=describe(error))
+                self._outages.begin(GapReason.TO_DEVICE_LOST, received_at)
+        intake = self._read(body, received_at, watermark_at)
+        if intake.observations or intake.envelopes:
+            await self._store(intake, received_at)
         return intake
 
     async def take_beside(self, body: dict[str, Any], also: Write, *, is_snapshot: bool = False) -> Intake:
@@ -223,7 +231,7 @@ class TransactionIntake:
                     if also is not None:
                         intake.newest_at = None
                         await also(connection, reading, intake)
-                    await record(connection, self._homeserver_id, intake, self._rooms)
+                    await record_what_can_be(connection, self._homeserver_id, intake, self._rooms)
                     await sealed.save(connection, body, keyring, reading, received_at)
         sealed.committed(body, reading, intake)
         self._outages.end(GapReason.DATABASE_DOWN, received_at)
@@ -295,7 +303,7 @@ class TransactionIntake:
             async with self._pool.acquire() as connection:
                 # Gaps first: once the stream's row says that the service lives, a crash would hide them.
                 await self._write_gaps(connection)
-                recorded = await record(connection, self._homeserver_id, intake, self._rooms)
+                recorded = await record_what_can_be(connection, self._homeserver_id, intake, self._rooms)
                 self._outages.end(GapReason.DATABASE_DOWN, received_at)
                 if recorded.duplicates and not recorded.new:
                     # Sent again though committed: our answer was lost or late, and the homeserver took us for down.

@@ -1,0 +1,89 @@
+"""What the database refuses does not stop what it takes; a database that does not answer is given up on in time."""
+
+import logging
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from rtc_appservice.core.model import RoomState
+from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.intake.storing import record_what_can_be
+from rtc_appservice.intake.transaction import TransactionIntake
+from rtc_appservice.store.gaps import load_gaps
+from rtc_appservice.store.pool import Connection
+from rtc_appservice.store.rooms import RoomCache
+
+from .serving import Events, Served, transaction
+
+
+class Leaky(TransactionReader):
+    """A reader with a fault: it lets the NUL through that it is given for `#`."""
+
+    def read(self, body: dict[str, Any], **options: Any) -> Intake:
+        """Read, and put NUL into identities and state."""
+        intake = super().read(body, **options)
+        for index, observation in enumerate(intake.observations):
+            read = observation.body
+            if isinstance(read, RoomState):
+                read = replace(read, value=read.value.replace("#", "\0"))
+            intake.observations[index] = replace(
+                observation, identity=observation.identity.replace("#", "\0"), body=read
+            )
+        return intake
+
+
+@pytest.fixture
+def leaky(intake: TransactionIntake) -> TransactionIntake:
+    """Give an intake whose reader lets NUL through."""
+    intake._reader = Leaky(intake._homeserver, b"a secret of the test")
+    return intake
+
+
+def state(events: Events, algorithm: str) -> dict[str, Any]:
+    """Give a state event whose content is stored."""
+    return events.join(type="m.room.encryption", state_key="", content={"algorithm": algorithm})
+
+
+async def test_what_the_database_refuses_is_rejected_or_dropped_alone(
+    leaky: TransactionIntake, served: Served, events: Events, conn: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The transaction is acknowledged, its other events are there, and nobody says that the database is down."""
+    join, key = events.join(), events.key()
+    bad, nameless = state(events, "m.#bad"), events.key(event_id="$#")
+    body = transaction(join, bad, nameless, key, to_device=[events.olm()])
+
+    with caplog.at_level(logging.DEBUG):
+        assert (200, {}) == await served.put(body)
+    await leaky.beat()
+
+    assert {join["event_id"]: "membership", key["event_id"]: "room_key", bad["event_id"]: "rejected"} == dict(
+        await conn.fetch("SELECT identity, kind FROM observation")
+    )
+    assert "m.room.encryption" == await conn.fetchval(
+        "SELECT body ->> 'event_type' FROM observation WHERE late OR kind = 'rejected'"
+    )
+    assert await conn.fetchval("SELECT count(*) FROM held_envelope") == 1
+    assert [] == await load_gaps(conn, None, None)
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert {"22P05", "22021"} >= {record.__dict__["sqlstate"] for record in errors}
+    assert 2 == len(errors)
+    assert "!room" not in "".join(str(record.__dict__) for record in errors)
+
+    assert (200, {}) == await served.put(body)
+    assert await conn.fetchval("SELECT count(*) FROM observation") == 3
+
+
+async def test_inside_a_transaction_of_the_caller(leaky: TransactionIntake, events: Events, conn: Connection) -> None:
+    """What the caller wrote before stays, and is committed with the parts that could be stored."""
+    now = events._clock.now
+    whole = leaky._read(transaction(events.join(), state(events, "m.#bad")), now, None)
+
+    async with conn.transaction():
+        await conn.execute("UPDATE stream SET watermark_at = NULL, last_heartbeat_at = $1", now)
+        recorded = await record_what_can_be(conn, leaky.homeserver_id, whole, RoomCache())
+
+    assert (2, 0) == (recorded.new, recorded.duplicates)
+    assert ["membership", "rejected"] == [
+        row["kind"] for row in await conn.fetch("SELECT kind FROM observation ORDER BY kind")
+    ]
