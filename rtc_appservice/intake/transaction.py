@@ -26,7 +26,7 @@ from rtc_appservice.intake.outages import Outages
 from rtc_appservice.intake.storing import record_what_can_be
 from rtc_appservice.intake.stream import Stream
 from rtc_appservice.store.gaps import load_gaps, record_gaps
-from rtc_appservice.store.pool import Connection, Pool, store_errors
+from rtc_appservice.store.pool import Connection, Pool, lend, store_errors
 from rtc_appservice.store.rooms import RoomCache, watched_rooms
 from rtc_appservice.store.streams import heartbeat, open_stream
 
@@ -38,6 +38,9 @@ _log = logging.getLogger("rtc_appservice.intake")
 
 #: How often the service notes that it lives; a gap after a crash begins at most this much too early.
 HEARTBEAT_SECONDS = 10.0
+
+#: The homeserver (Synapse) waits 60 s for an answer; a database that takes longer than this has stopped.
+STORE_SECONDS = 18.0
 
 #: Gives the body of a request, or fails to.
 Read = Callable[[], Awaitable[bytes]]
@@ -109,12 +112,14 @@ class TransactionIntake:
         reader: TransactionReader,
         *,
         clock: Callable[[], datetime] = now_utc,
+        store_seconds: float = STORE_SECONDS,
     ) -> None:
         """Take the pool and the homeserver's reader; `open` must be awaited before the first transaction."""
         self._pool = pool
         self._homeserver = homeserver
         self._reader = reader
         self._clock = clock
+        self._store_seconds = store_seconds
         self._homeserver_id = 0
         self._rooms = RoomCache()
         self._watched: set[RoomId] = set()
@@ -222,17 +227,16 @@ class TransactionIntake:
         also: Write | None = None,
     ) -> Intake:
         identities = await sealed.learn_senders(body)
-        with store_errors():
-            async with self._pool.acquire() as connection:
-                await self._write_gaps(connection)
-                async with connection.transaction():
-                    keyring, reading = await sealed.open(connection, body, identities)
-                    intake = self._read(body, received_at, watermark_at, reading.opened)
-                    if also is not None:
-                        intake.newest_at = None
-                        await also(connection, reading, intake)
-                    await record_what_can_be(connection, self._homeserver_id, intake, self._rooms)
-                    await sealed.save(connection, body, keyring, reading, received_at)
+        async with lend(self._pool, self._store_seconds) as connection:
+            await self._write_gaps(connection)
+            async with connection.transaction():
+                keyring, reading = await sealed.open(connection, body, identities)
+                intake = self._read(body, received_at, watermark_at, reading.opened)
+                if also is not None:
+                    intake.newest_at = None
+                    await also(connection, reading, intake)
+                await record_what_can_be(connection, self._homeserver_id, intake, self._rooms)
+                await sealed.save(connection, body, keyring, reading, received_at)
         sealed.committed(body, reading, intake)
         self._outages.end(GapReason.DATABASE_DOWN, received_at)
         return intake
@@ -250,9 +254,8 @@ class TransactionIntake:
     async def beat(self) -> None:
         """Write one heartbeat; raises StoreUnavailable."""
         now = self._clock()
-        with store_errors():
-            async with self._pool.acquire() as connection:
-                await self._beat(connection, now)
+        async with lend(self._pool, self._store_seconds) as connection:
+            await self._beat(connection, now)
 
     async def _beat(self, connection: Connection, now: datetime) -> None:
         self._outages.end(GapReason.DATABASE_DOWN, now)
@@ -299,16 +302,15 @@ class TransactionIntake:
         return whole
 
     async def _store(self, intake: Intake, received_at: datetime) -> None:
-        with store_errors():
-            async with self._pool.acquire() as connection:
-                # Gaps first: once the stream's row says that the service lives, a crash would hide them.
+        async with lend(self._pool, self._store_seconds) as connection:
+            # Gaps first: once the stream's row says that the service lives, a crash would hide them.
+            await self._write_gaps(connection)
+            recorded = await record_what_can_be(connection, self._homeserver_id, intake, self._rooms)
+            self._outages.end(GapReason.DATABASE_DOWN, received_at)
+            if recorded.duplicates and not recorded.new:
+                # Sent again though committed: our answer was lost or late, and the homeserver took us for down.
+                self._outages.begin(GapReason.TO_DEVICE_LOST, self._taken_at or received_at)
                 await self._write_gaps(connection)
-                recorded = await record_what_can_be(connection, self._homeserver_id, intake, self._rooms)
-                self._outages.end(GapReason.DATABASE_DOWN, received_at)
-                if recorded.duplicates and not recorded.new:
-                    # Sent again though committed: our answer was lost or late, and the homeserver took us for down.
-                    self._outages.begin(GapReason.TO_DEVICE_LOST, self._taken_at or received_at)
-                    await self._write_gaps(connection)
 
     async def _write_gaps(self, connection: Connection) -> None:
         gaps = self._outages.unwritten()

@@ -1,7 +1,8 @@
 """Stage 3: connections to PostgreSQL, and driver errors turned into ours."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -45,6 +46,25 @@ async def open_pool(dsn: str, size: int) -> Pool:
             command_timeout=STATEMENT_TIMEOUT_SECONDS,
             server_settings={"application_name": "rtc-appservice", "timezone": "UTC", "jit": "off"},
         )
+
+
+@asynccontextmanager
+async def lend(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
+    """
+    Give a connection that is cut after `seconds`, the wait for it included; errors are those of `store_errors`.
+
+    A server that is stopped rather than gone keeps its connections open and answers nothing. To cancel a statement
+    would not help: the driver asks the same server to end it, and waits for that.
+    """
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + seconds
+    with store_errors():
+        async with pool.acquire(timeout=seconds / 2) as connection:
+            cut = loop.call_at(ends_at, connection.terminate)
+            try:
+                yield connection
+            finally:
+                cut.cancel()
 
 
 @contextmanager

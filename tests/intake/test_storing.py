@@ -1,20 +1,26 @@
 """What the database refuses does not stop what it takes; a database that does not answer is given up on in time."""
 
+import asyncio
 import logging
+import os
+import signal
+import time
 from typing import Any
 
+import orjson
 import pytest
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import RoomState
+from rtc_appservice.core.model import GapReason, RoomState
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.storing import record_what_can_be
-from rtc_appservice.intake.transaction import TransactionIntake
+from rtc_appservice.intake.transaction import Read, TransactionIntake
 from rtc_appservice.store.gaps import load_gaps
-from rtc_appservice.store.pool import Connection
+from rtc_appservice.store.pool import Connection, open_pool
 from rtc_appservice.store.rooms import RoomCache
 
-from .serving import Events, Served, transaction
+from .serving import HOMESERVER, Events, Served, transaction
 
 
 class Leaky(TransactionReader):
@@ -57,9 +63,9 @@ async def test_what_the_database_refuses_is_rejected_or_dropped_alone(
         assert (200, {}) == await served.put(body)
     await leaky.beat()
 
-    assert {join["event_id"]: "membership", key["event_id"]: "room_key", bad["event_id"]: "rejected"} == dict(
-        await conn.fetch("SELECT identity, kind FROM observation")
-    )
+    assert {join["event_id"]: "membership", key["event_id"]: "room_key", bad["event_id"]: "rejected"} == {
+        row["identity"]: row["kind"] for row in await conn.fetch("SELECT identity, kind FROM observation")
+    }
     assert "m.room.encryption" == await conn.fetchval(
         "SELECT body ->> 'event_type' FROM observation WHERE late OR kind = 'rejected'"
     )
@@ -87,3 +93,38 @@ async def test_inside_a_transaction_of_the_caller(leaky: TransactionIntake, even
     assert ["membership", "rejected"] == [
         row["kind"] for row in await conn.fetch("SELECT kind FROM observation ORDER BY kind")
     ]
+
+
+async def test_a_stopped_database_is_given_up_on_in_time(database: str, conn: Connection, events: Events) -> None:
+    """It holds its connections open and answers nothing: the transaction fails, and the next one may succeed."""
+    reader = TransactionReader(HOMESERVER, b"a secret of the test")
+    async with await open_pool(database, 1) as pool:
+        intake = TransactionIntake(pool, HOMESERVER, reader, store_seconds=0.5)
+        await intake.open()
+        stopped = await pool.fetchval("SELECT pg_backend_pid()")
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(10):
+                started = time.monotonic()
+                with pytest.raises(StoreUnavailable):
+                    await intake.take(body_of(transaction(events.join())))
+                took = time.monotonic() - started
+                await intake.beat()
+                await intake.take(body_of(transaction(events.join())))
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+
+    assert 0.4 < took < 5
+    assert await conn.fetchval("SELECT count(*) FROM observation") == 1
+    assert {GapReason.DATABASE_DOWN, GapReason.TO_DEVICE_LOST} == {
+        gap.reason for gap in await load_gaps(conn, None, None)
+    }
+
+
+def body_of(body: dict[str, Any]) -> Read:
+    """Give what reads a transaction."""
+
+    async def read() -> bytes:
+        return orjson.dumps(body)
+
+    return read
