@@ -29,6 +29,7 @@ from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.own_users import OwnUsersOnly
 from rtc_appservice.intake.transaction import BadBody, Take
+from rtc_appservice.repeats import Repeats
 
 _log = logging.getLogger("rtc_appservice.intake")
 
@@ -40,6 +41,10 @@ Observe = Callable[[str, float, Intake | None], None]
 #: An access log would hold the request line, and with it a token given in the query.
 _no_access_log = logging.getLogger("rtc_appservice.intake.access")
 _no_access_log.disabled = True
+
+_ERRCODE = web.ResponseKey("errcode", str)
+#: Answers that stop the homeserver's queue, or that somebody else gets.
+_REFUSALS = (400, 401, 403, 408, 413)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -110,6 +115,7 @@ class IntakeServer(AppService):
         #: Whom the service may act as. Who creates a user adds it here.
         self.own_users = {UserId(self.bot_mxid), *own_users}
         self._listener: asyncio.Server | None = None
+        self._repeats = Repeats()
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -225,6 +231,18 @@ class IntakeServer(AppService):
 
     @web.middleware
     async def _answer_as_matrix(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Answer, and tell the operator now and then of what was refused: a wrong token, say, stops everything."""
+        response = await self._answer(request, handler)
+        if response.status in _REFUSALS:
+            errcode = response.get(_ERRCODE)
+            count = self._repeats.note((response.status, errcode))
+            if count is not None:
+                _log.warning(
+                    "requests were refused", extra={"status": response.status, "errcode": errcode, "count": count}
+                )
+        return response
+
+    async def _answer(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Turn whatever went wrong into a Matrix error, without a word of what the request held."""
         try:
             return await handler(request)
@@ -237,7 +255,10 @@ class IntakeServer(AppService):
         except web.HTTPException as error:
             return matrix_error(error.status, "M_UNRECOGNIZED", error.reason)
         except StoreUnavailable as error:
-            _log.error("a transaction was not stored; the homeserver will send it again", extra=describe(error))
+            count = self._repeats.note(StoreUnavailable)
+            if count is not None:
+                extra = {**describe(error), "count": count}
+                _log.error("a transaction was not stored; the homeserver will send it again", extra=extra)
             return matrix_error(503, "M_UNKNOWN", "The database did not take the transaction. Send it again.")
         except Exception as error:  # noqa: BLE001 - the last line before aiohttp, which would log the error's text
             _log.error("a request failed", extra=describe(error))
@@ -275,4 +296,6 @@ class _DiscreetProtocol(web.RequestHandler):
 def matrix_error(status: int, errcode: str, message: str) -> web.Response:
     """Give an HTTP error as Matrix writes it. The one place where errors are written."""
     body = orjson.dumps({"errcode": errcode, "error": message})
-    return web.Response(status=status, body=body, content_type="application/json")
+    response = web.Response(status=status, body=body, content_type="application/json")
+    response[_ERRCODE] = errcode
+    return response

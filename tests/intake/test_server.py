@@ -8,6 +8,7 @@ import pytest
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.transaction import Read
+from rtc_appservice.repeats import Repeats
 from rtc_appservice.store.pool import Connection
 
 from .serving import TOKEN, Events, Served, transaction
@@ -167,6 +168,31 @@ async def test_ping(served: Served, body: bytes, status: int) -> None:
 
     assert status == answer[0]
     assert ({} == answer[2]) is (status == 200)
+
+
+async def test_what_was_refused_is_logged_now_and_then(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """One line a minute for each kind, with how many there were; nothing of what they held."""
+    minutes = 0.0
+    served.server._repeats = Repeats(lambda: minutes * 60)
+    wrong = {"Authorization": "Bearer guessed-token"}
+    for _ in range(3):
+        await served.put({"events": []}, headers=wrong)
+    await served.put(b"SECRET-OF-A-BODY")
+    await served.put(b"x" * 100_001)
+    await served.put({"events": []}, headers={})
+    minutes = 1.0
+    await served.put({"events": []}, headers=wrong)
+
+    records = [record.__dict__ for record in caplog.records if record.levelno == logging.WARNING]
+    assert [
+        (403, "M_FORBIDDEN", 1),
+        (400, "M_NOT_JSON", 1),
+        (413, "M_TOO_LARGE", 1),
+        (401, "M_MISSING_TOKEN", 1),
+        (403, "M_FORBIDDEN", 3),
+    ] == [(record["status"], record["errcode"], record["count"]) for record in records]
+    assert "guessed-token" not in str(records)
+    assert "SECRET" not in str(records)
 
 
 async def test_health_paths_of_mautrix(served: Served) -> None:
