@@ -5,6 +5,7 @@ Transactions lose to-device messages, `/sync` does not: what comes by both is ta
 """
 
 import asyncio
+import json
 import logging
 import secrets
 import time
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from rtc_appservice.core.membership import STATE_TYPES
 from rtc_appservice.core.model import Device, DeviceId, EventId, Gap, GapReason, RoomId, ServerName, ToDeviceKey, UserId
 from rtc_appservice.core.wire import Intake
-from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.errors import DataRefused, RtcAppserviceError
 from rtc_appservice.intake.decrypt import Reading
 from rtc_appservice.intake.device_api import DeviceApi, RequestFailed, is_gone, text_of
 from rtc_appservice.intake.device_setup import DeviceSetup
@@ -186,7 +187,7 @@ class Auditor:
         messages = [
             {**event, "to_user_id": user_id, "to_device_id": device_id}
             for event in (events if isinstance(events, list) else ())
-            if isinstance(event, dict)
+            if isinstance(event, dict) and _is_text(event)
         ]
         next_batch = text_of(answer, "next_batch")
 
@@ -195,9 +196,15 @@ class Auditor:
             if since is not None and received_at - since > BEHIND:
                 date_back(intake, since)
 
-        if messages:
-            await self._intake.take_beside({"events": [], "to_device": messages}, write)
-        else:
+        try:
+            if messages:
+                await self._intake.take_beside({"events": [], "to_device": messages}, write)
+        except DataRefused as error:
+            # It would be refused each time it is asked for again: the device goes without.
+            _log.error("what a sync brought was dropped", extra=describe(error))
+            await self._note_not_synced()
+            messages = []
+        if not messages:
             async with self._database() as conn:
                 await crypto.save_sync_token(conn, self._homeserver_id, next_batch, received_at)
         self._synced_at = received_at
@@ -322,7 +329,7 @@ class Auditor:
                     return False
                 doing.result()
                 return True
-            except (*RequestFailed, StoreUnavailable) as error:
+            except (*RequestFailed, RtcAppserviceError) as error:
                 _log.warning(fault, extra=describe(error))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
@@ -338,6 +345,15 @@ class Auditor:
         with store_errors():
             async with self._pool.acquire() as conn:
                 yield conn
+
+
+def _is_text(event: dict[str, Any]) -> bool:
+    """Tell whether an event is text throughout: a lone surrogate is none, and no homeserver sends it."""
+    try:
+        json.dumps(event, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _as_of(event: dict[str, Any], room_id: RoomId, now: datetime) -> dict[str, Any]:
