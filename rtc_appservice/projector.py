@@ -33,6 +33,7 @@ from rtc_appservice.core.model import (
 from rtc_appservice.core.rollup import increments
 from rtc_appservice.core.session import project_room
 from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.repeats import Repeats
 from rtc_appservice.store import envelopes, findings, outbox, partitions, projection, sessions, totals
 from rtc_appservice.store.crypto import own_devices
 from rtc_appservice.store.gaps import load_gaps
@@ -78,6 +79,7 @@ async def run_projector(
 ) -> None:
     """Project whatever has news or falls due, and keep the partitions, until `stop` is set; outlives the database."""
     maintained_at: datetime | None = None
+    repeats = Repeats()
     while not stop.is_set():
         worked = 0
         try:
@@ -89,7 +91,9 @@ async def run_projector(
                 maintained_at = now
             worked = await project_once(pool, projector, now)
         except StoreUnavailable as error:
-            log.warning("projection waits for the database: %s", error)
+            count = repeats.note(StoreUnavailable)
+            if count is not None:
+                log.warning("projection waits for the database: %s", error, extra={"count": count})
         if worked < BATCH:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), POLL_SECONDS)

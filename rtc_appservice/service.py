@@ -32,7 +32,7 @@ from rtc_appservice.ports import listening
 from rtc_appservice.projector import Projector, no_events, replay, run_projector
 from rtc_appservice.registration import Registration
 from rtc_appservice.store import migrate
-from rtc_appservice.store.embedded import EmbeddedPostgres
+from rtc_appservice.store.embedded import EmbeddedPostgres, watch_embedded
 from rtc_appservice.store.pool import Pool, open_pool, store_errors
 from rtc_appservice.store.streams import open_stream
 from rtc_appservice.view.access import Access, Names
@@ -84,6 +84,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         await run_until(
             stop,
             intake.run_heartbeat(stop),
+            _nothing(stop) if config.database.dsn is not None else watch_embedded(config.database.embedded_path, stop),
             live(stop),
             run_projector(pool, projector, stop),
             run_device_facts(pool, projector.homeserver_id, ask, stop),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Coroutine
@@ -168,6 +169,19 @@ async def test_without_a_database_url_it_brings_its_own(tmp_path: Path) -> None:
     assert running
     assert str(tmp_path / "postgresql") in [line.get("folder") for line in logged]
     assert not (tmp_path / "postgresql" / "postmaster.pid").exists()
+
+
+async def test_it_ends_when_its_own_database_has(tmp_path: Path) -> None:
+    """Nobody else starts it again: whoever supervises the service is told by its exit, and the operator by one line."""
+    process = await Service(tmp_path, None).start()
+    folder = tmp_path / "postgresql"
+    os.kill(int((folder / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
+
+    assert 1 == process.returncode
+    lines = errors.decode().splitlines()
+    assert f"Error: The embedded PostgreSQL in {folder} has ended" in lines[-1]
+    assert 1 >= sum("projection waits" in line for line in lines)
 
 
 async def test_a_part_that_fails_ends_the_service(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.export.events import Terms, auditor_rows
+from rtc_appservice.repeats import Repeats
 from rtc_appservice.store import outbox
 from rtc_appservice.store.outbox import OutboxRow
 from rtc_appservice.store.pool import Pool, store_errors
@@ -270,12 +271,15 @@ async def run_posthog(
         return
     sender = Sender(pool, poster(api_key, host), observe=observe)
     reports = AuditorReports(pool, terms=terms, now=datetime.now(UTC))
+    repeats = Repeats()
     while not stop.is_set():
         try:
             await reports.put_due(datetime.now(UTC))
             seconds = await sender.send_due(datetime.now(UTC))
         except StoreUnavailable as error:
-            _log.warning("the outbox cannot be reached", extra={"error": str(error)})
+            count = repeats.note(StoreUnavailable)
+            if count is not None:
+                _log.warning("the outbox cannot be reached", extra={"error": str(error), "count": count})
             seconds = IDLE_SECONDS
         if seconds:
             with suppress(TimeoutError):

@@ -25,6 +25,7 @@ from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.outages import Outages
 from rtc_appservice.intake.storing import record_what_can_be
 from rtc_appservice.intake.stream import Stream
+from rtc_appservice.repeats import Repeats
 from rtc_appservice.store.gaps import load_gaps, record_gaps
 from rtc_appservice.store.pool import Connection, Pool, lend, store_errors
 from rtc_appservice.store.rooms import RoomCache, watched_rooms
@@ -243,13 +244,16 @@ class TransactionIntake:
 
     async def run_heartbeat(self, stop: asyncio.Event) -> None:
         """Note every few seconds that the service lives, how far it has come and which gaps have ended."""
+        repeats = Repeats()
         while not stop.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), HEARTBEAT_SECONDS)
             try:
                 await self.beat()
             except StoreUnavailable:
-                _log.warning("the database did not take the heartbeat")
+                count = repeats.note(StoreUnavailable)
+                if count is not None:
+                    _log.warning("the database did not take the heartbeat", extra={"count": count})
 
     async def beat(self) -> None:
         """Write one heartbeat; raises StoreUnavailable."""

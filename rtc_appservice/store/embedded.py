@@ -1,5 +1,6 @@
 """Stage 3: a PostgreSQL of our own, from the `embedded` extra: for tests, the demo and small trials."""
 
+import asyncio
 import atexit
 import json
 import os
@@ -14,6 +15,7 @@ from rtc_appservice.errors import ConfigError, StoreUnavailable
 
 #: A loaded machine can need longer than pg_ctl waits; the server starts all the same and is found by the next try.
 START_ATTEMPTS = 5
+WATCH_SECONDS = 1.0
 
 
 class EmbeddedPostgres:
@@ -78,10 +80,36 @@ class EmbeddedPostgres:
         """Stop the server if it runs and no other process uses it; the data stays."""
         if not self._started:
             return
+        import psutil
+
         self._started = False
         sockets = self._server.get_postmaster_info().socket_dir
-        self._server.cleanup()
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself
+            self._server.cleanup()
         atexit.unregister(self._server._cleanup)  # it would run again at exit, in a folder that may be gone
         if sockets is not None and sockets != self._folder:
             with suppress(OSError):  # another process still uses it
                 sockets.rmdir()
+
+
+async def watch_embedded(folder: Path, stop: asyncio.Event) -> None:
+    """Return when `stop` is set; raise `StoreUnavailable` if the server of that folder ends before."""
+    import psutil
+
+    try:
+        # Held by its start time, too: another process may get the same number later.
+        server = psutil.Process(_postmaster_pid(folder))
+        while not stop.is_set() and server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
+    except (psutil.NoSuchProcess, OSError, ValueError, IndexError):
+        pass  # it ended
+    if not stop.is_set():
+        raise StoreUnavailable(
+            f"The embedded PostgreSQL in {folder} has ended, and the service with it: start it again. "
+            f"The log of PostgreSQL is {folder / 'log'}."
+        )
+
+
+def _postmaster_pid(folder: Path) -> int:
+    return int((folder.expanduser() / "postmaster.pid").read_text().split()[0])
