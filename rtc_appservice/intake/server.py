@@ -13,6 +13,7 @@ import logging
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -34,6 +35,13 @@ from rtc_appservice.repeats import Repeats
 _log = logging.getLogger("rtc_appservice.intake")
 
 DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
+
+#: What has not come or is not stored when the service was told to stop for so long is cut; it will be sent again.
+STOP_SECONDS = 3.0
+#: The homeserver (Synapse) waits 60 s for an answer: a body still under way then has nobody waiting for it.
+BODY_SECONDS = 60.0
+#: Longer than a homeserver keeps an idle connection (Synapse: 2 min), lest it writes into one that is being closed.
+IDLE_SECONDS = 300.0
 
 #: Called once for every transaction request: result (`stored`, `nothing`, `refused`, `failed`), seconds, what it held.
 Observe = Callable[[str, float, Intake | None], None]
@@ -141,13 +149,15 @@ class IntakeServer(AppService):
             state_store=self.state_store,
             client_session=self.open_client(),
         ).bot_intent()
-        self.runner = web.AppRunner(self.app)
+        self.runner = web.AppRunner(self.app, shutdown_timeout=STOP_SECONDS)
         await self.runner.setup()
         server = self.runner.server
         if server is None:
             raise RuntimeError("aiohttp set up no server")
         self._listener = await loop.create_server(
-            lambda: _DiscreetProtocol(server, loop=loop, access_log=_no_access_log, logger=_log),
+            lambda: _DiscreetProtocol(
+                server, loop=loop, access_log=_no_access_log, logger=_log, keepalive_timeout=IDLE_SECONDS
+            ),
             host,
             port,
         )
@@ -188,7 +198,7 @@ class IntakeServer(AppService):
             if refusal is not None:
                 result = "refused"
                 return refusal
-            intake = await self._take(request.read)
+            intake = await self._take(partial(_read, request))
             result = "stored" if intake.observations or intake.envelopes else "nothing"
             return web.Response(body=b"{}", content_type="application/json")
         except (BadBody, web.HTTPClientError):
@@ -206,7 +216,7 @@ class IntakeServer(AppService):
         if refusal is not None:
             return refusal
         try:
-            body = orjson.loads(await request.read())
+            body = orjson.loads(await _read(request))
         except orjson.JSONDecodeError:
             return matrix_error(400, "M_NOT_JSON", "The body is not JSON.")
         if not isinstance(body, dict):
@@ -265,6 +275,19 @@ class IntakeServer(AppService):
             return matrix_error(500, "M_UNKNOWN", "Internal error.")
 
 
+async def _read(request: web.Request) -> bytes:
+    """Read a body; one that is not encoded as it says is a BadBody, one that does not end is 408."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+    except web.RequestPayloadError:
+        pass
+    # Raised out here, lest the decoder's error become the context of ours.
+    raise BadBody("M_UNKNOWN", "The body is not encoded as its headers say.")
+
+
 class _DiscreetProtocol(web.RequestHandler):
     """aiohttp's connection handler, which would log and answer what it could not parse: bytes of a body, perhaps."""
 
@@ -290,7 +313,10 @@ class _DiscreetProtocol(web.RequestHandler):
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """Log the class of what went wrong on a connection."""
-        self.logger.error("a connection failed", extra=describe(kwargs.get("exc_info")))
+        error = kwargs.get("exc_info")
+        # aiohttp reads on after the answer, and meets the same fault of the sender's.
+        level = logging.DEBUG if isinstance(error, web.RequestPayloadError) else logging.ERROR
+        self.logger.log(level, "a connection failed", extra=describe(error))
 
 
 def matrix_error(status: int, errcode: str, message: str) -> web.Response:

@@ -7,6 +7,7 @@ import pytest
 
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.intake import server
 from rtc_appservice.intake.transaction import Read
 from rtc_appservice.repeats import Repeats
 from rtc_appservice.store.pool import Connection
@@ -258,6 +259,83 @@ async def test_what_is_no_http_is_not_quoted(served: Served, caplog: pytest.LogC
     assert b"400" in answer
     assert b"SECRET" not in answer
     assert "SECRET" not in caplog.text + "".join(str(record.__dict__) for record in caplog.records)
+
+
+async def open_put(served: Served, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Begin to send a transaction; its body does not come."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
+    writer.write(
+        b"PUT /_matrix/app/v1/transactions/1 HTTP/1.1\r\nHost: x\r\n"
+        + f"Authorization: Bearer {TOKEN}\r\nContent-Length: {length}\r\n\r\n".encode()
+        + b'{"events":'
+    )
+    await writer.drain()
+    return reader, writer
+
+
+async def until_taken(served: Served, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Give an event that is set once a transaction is being taken."""
+    taking = asyncio.Event()
+    take = served.server._take
+
+    async def note(read: Read) -> Intake:
+        taking.set()
+        return await take(read)
+
+    monkeypatch.setattr(served.server, "_take", note)
+    return taking
+
+
+async def test_half_a_body_does_not_hold_up_a_stop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The homeserver sends it again to the next process."""
+    monkeypatch.setattr(server, "STOP_SECONDS", 0.2)
+    taking = await until_taken(served, monkeypatch)
+    await served.server.stop()
+    await served.server.start("127.0.0.1", 0)
+    _, writer = await open_put(served, 100)
+    await asyncio.wait_for(taking.wait(), 10)
+
+    await asyncio.wait_for(served.server.stop(), 5)
+
+    assert [("failed", None)] == served.observed
+    writer.close()
+
+
+async def test_a_body_that_does_not_end_is_given_up_on(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """408, and the connection is not kept."""
+    monkeypatch.setattr(server, "BODY_SECONDS", 0.1)
+    reader, writer = await open_put(served, 100)
+
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), 10)
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    writer.close()
+
+
+async def test_headers_that_do_not_end_are_given_up_on(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection without a request is closed in the end."""
+    monkeypatch.setattr(server, "IDLE_SECONDS", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
+    writer.write(b"PUT /_matrix/app/v1/transactions/1 HTTP/1.1\r\nHost: x\r\n")
+
+    assert b"" == await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "nonsense"])
+@pytest.mark.parametrize(("method", "path"), [ROUTES[0], ROUTES[6]])
+async def test_a_body_that_is_not_encoded_as_it_says(
+    served: Served, caplog: pytest.LogCaptureFixture, method: str, path: str, encoding: str
+) -> None:
+    """400 with an error code; it is the sender's fault, not ours."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Encoding": encoding}
+
+    with caplog.at_level(logging.DEBUG):
+        status, _, answer = await ask(served, method, path, headers=headers, data=b"not compressed")
+
+    assert 400 == status
+    assert answer["errcode"] in ("M_UNKNOWN", "M_NOT_JSON")
+    assert [] == [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_no_token_is_logged(served: Served, events: Events, caplog: pytest.LogCaptureFixture) -> None:
