@@ -8,7 +8,7 @@ import pytest
 from rtc_appservice.core.model import Gap, GapReason
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.errors import StoreUnavailable
-from rtc_appservice.intake.transaction import BadBody, TransactionIntake
+from rtc_appservice.intake.transaction import BadBody, TransactionIntake, parse_body
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.pool import Connection, Pool
 
@@ -366,3 +366,30 @@ async def test_numbers_of_any_size_are_taken(intake: TransactionIntake, events: 
     kinds = [row["kind"] for row in await conn.fetch("SELECT kind FROM observation ORDER BY kind")]
     assert kinds.count("room_key") == 1
     assert len(kinds) == 4
+
+
+@pytest.mark.parametrize("depth", [190, 1_023, 1_100, 30_000])
+async def test_nesting_of_any_depth_is_taken(
+    intake: TransactionIntake, events: Events, conn: Connection, depth: int
+) -> None:
+    """Newer homeservers take what our Python cannot nest; what stands around it is read."""
+    deep = '[{"[": "\\"]}"}, ' + '{"[": [' * depth + "]}" * depth + ', "end"]'
+    join = json.dumps({**events.join(), "unsigned": {"deep": "DEEP"}}).replace('"DEEP"', deep)
+    message = json.dumps(events.message()).replace('"hello"', deep)
+    body = f'{{"events": [{join}, {message}, {json.dumps(events.key())}]}}'.encode()
+
+    async def read() -> bytes:
+        return body
+
+    await intake.take(read)
+
+    assert ["membership", "room_key"] == [
+        row["kind"] for row in await conn.fetch("SELECT kind FROM observation ORDER BY kind")
+    ]
+
+
+@pytest.mark.parametrize("tail", ["", "]", "}" * 1_500, "]" * 1_499, "]" * 1_500 + "}]", '"'])
+def test_broken_nesting_is_not_json(tail: str) -> None:
+    """What is cut must at least end."""
+    with pytest.raises(BadBody):
+        parse_body(b'{"events": [' + b"[" * 1_500 + tail.encode())
