@@ -128,3 +128,32 @@ def body_of(body: dict[str, Any]) -> Read:
         return orjson.dumps(body)
 
     return read
+
+
+class RefusedDevice:
+    """A device whose keys the database refuses for what they hold."""
+
+    def concerns(self, body: dict[str, Any]) -> bool:
+        """Claim every transaction."""
+        return True
+
+    async def learn_senders(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Know nobody."""
+        return {}
+
+    async def open(self, conn: Connection, body: dict[str, Any], identities: dict[str, Any]) -> None:
+        """Write what is refused."""
+        await conn.execute("SELECT 'not a number'::int")
+
+
+async def test_what_is_refused_of_the_device_does_not_stop_the_rest(
+    intake: TransactionIntake, served: Served, events: Events, conn: Connection
+) -> None:
+    """Its messages of that transaction are lost, which is on record; the transaction is acknowledged."""
+    intake.sealed = RefusedDevice()  # type: ignore[assignment]
+
+    assert (200, {}) == await served.put(transaction(events.join()))
+    await intake.beat()
+
+    assert ["membership"] == [row["kind"] for row in await conn.fetch("SELECT kind FROM observation")]
+    assert {GapReason.TO_DEVICE_LOST} == {gap.reason for gap in await load_gaps(conn, None, None)}
