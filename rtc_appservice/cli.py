@@ -310,7 +310,11 @@ def replay_all(config_path: Path) -> None:
 
     config, registered = _checked(config_path)
     with service.database(config.database) as dsn:
-        click.echo(f"{asyncio.run(service.replay_all(config, registered, dsn))} rooms projected anew")
+        replayed = asyncio.run(service.replay_all(config, registered, dsn))
+    click.echo(f"{replayed.projected} rooms projected anew")
+    if replayed.failed:
+        click.echo(f"{replayed.failed} rooms could not be projected and stay as they were; see the warnings", err=True)
+        sys.exit(1)
 
 
 def _print_report(report: Report, form: ReportFormat) -> None:

@@ -137,14 +137,24 @@ async def _project_if_free(
         return False
 
 
-async def replay(pool: Pool, projector: Projector, now: datetime) -> int:
-    """Project every room again from its first observation on; give how many. Nothing changes but what was wrong."""
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """How many rooms were projected anew, and how many could not be."""
+
+    projected: int
+    failed: int
+
+
+async def replay(pool: Pool, projector: Projector, now: datetime) -> Replayed:
+    """Project every room again from its first observation on. Nothing changes but what was wrong."""
     with store_errors():
         async with pool.acquire() as conn:
             marks = await projection.mark_all(conn, projector.homeserver_id)
-            while await projection.still_marked(conn, marks) and await project_once(pool, projector, now):
-                pass
-    return len(marks)
+            before, left = len(marks) + 1, len(marks)
+            while 0 < left < before:  # a round that brings none further would not the next time either
+                await project_once(pool, projector, now)
+                before, left = left, await projection.still_marked(conn, marks)
+    return Replayed(projected=len(marks) - left, failed=left)
 
 
 async def _project(

@@ -29,7 +29,7 @@ from rtc_appservice.intake.device_facts import Ask, asking, run_device_facts
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.ports import listening
-from rtc_appservice.projector import Projector, no_events, replay, run_projector
+from rtc_appservice.projector import Projector, Replayed, no_events, replay, run_projector
 from rtc_appservice.registration import Registration
 from rtc_appservice.store import migrate
 from rtc_appservice.store.embedded import EmbeddedPostgres, watch_embedded
@@ -100,8 +100,8 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         _log.info("stopping")
 
 
-async def replay_all(config: Config, registration: Registration, dsn: str) -> int:
-    """Project every room of the homeserver anew; give how many."""
+async def replay_all(config: Config, registration: Registration, dsn: str) -> Replayed:
+    """Project every room of the homeserver anew; give how many were, and how many could not be."""
     await migrate.require_head(dsn)
     async with await open_pool(dsn, 1) as pool:
         return await replay(pool, await _projector(config, registration, pool), datetime.now(UTC))

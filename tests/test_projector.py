@@ -203,7 +203,8 @@ async def test_settled_once_and_replay_changes_nothing(pool: Pool) -> None:
     replayed = await replay(pool, service.projector, service.now)
 
     assert await service.dump() == before
-    assert replayed == len({observation.room_id for intake in intakes for observation in intake.observations})
+    rooms = len({observation.room_id for intake in intakes for observation in intake.observations})
+    assert (rooms, 0) == (replayed.projected, replayed.failed)
     (call,) = await service.calls()
     assert call.settled
     async with pool.acquire() as conn:
@@ -349,3 +350,18 @@ async def test_run_projector_until_stopped(pool: Pool) -> None:
     async with pool.acquire() as conn:
         assert await conn.fetchval("SELECT count(*) FROM observation_default") == 0
         assert await conn.fetchval("SELECT count(*) FROM observation") > 0
+
+
+async def test_replay_tells_how_many_rooms_failed(pool: Pool) -> None:
+    """A room with an observation that cannot be read does not count as projected, and stops nothing."""
+    service = await Service.open(pool)
+    for scenario in ("smart-switch", "legacy-only"):
+        for intake in read(scenario):
+            await service.take(intake)
+        await service.project()
+    whole = await replay(pool, service.projector, service.now)
+    await pool.execute("UPDATE observation SET body = '{}' WHERE room_key = (SELECT min(room_key) FROM observation)")
+    broken = await replay(pool, service.projector, service.now)
+
+    assert 0 == whole.failed
+    assert (whole.projected - 1, 1) == (broken.projected, broken.failed)

@@ -119,9 +119,9 @@ async def mark_all(conn: Connection, homeserver_id: int) -> list[int]:
     return [row["mark"] for row in rows]
 
 
-async def still_marked(conn: Connection, marks: list[int]) -> bool:
-    """Tell whether a room of these marks waits to be projected."""
-    return bool(await conn.fetchval("SELECT EXISTS (SELECT FROM dirty_room WHERE mark = ANY($1::bigint[]))", marks))
+async def still_marked(conn: Connection, marks: list[int]) -> int:
+    """Give how many rooms of these marks wait to be projected."""
+    return int(await conn.fetchval("SELECT count(*) FROM dirty_room WHERE mark = ANY($1::bigint[])", marks))
 
 
 def look_again_at(watermark_at: datetime, last_event_at: datetime) -> datetime:
