@@ -39,6 +39,9 @@ _report_format_option = click.option(
 )
 
 
+_replace_option = click.option("--replace", is_flag=True, help="Replace files that are there with other content.")
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="rtc-appservice")
 def main() -> None:
@@ -136,6 +139,30 @@ def _checked(config_path: Path) -> tuple[Config, Registration]:
         lines = [f"{config.appservice.registration} cannot be used:", *(f"  {fault}" for fault in faults)]
         raise ConfigError("\n".join(lines))
     return config, registered
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@_replace_option
+@example("rtc-appservice prometheus /etc/prometheus")
+def prometheus(folder: Path, replace: bool) -> None:
+    """Write rules, alerts and a sample configuration for Prometheus to FOLDER, and name what was written."""
+    from rtc_appservice.view.monitoring import write_monitoring
+
+    for path in write_monitoring("prometheus", folder, replace=replace):
+        click.echo(path)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@_replace_option
+@example("rtc-appservice grafana /var/lib/grafana/dashboards")
+def grafana(folder: Path, replace: bool) -> None:
+    """Write the boards for Grafana to FOLDER, and name what was written."""
+    from rtc_appservice.view.monitoring import write_monitoring
+
+    for path in write_monitoring("grafana", folder, replace=replace):
+        click.echo(path)
 
 
 # --- the database -----------------------------------------------------------------------------
@@ -288,6 +315,8 @@ def print_call(call_id: str, config_path: Path, form: ReportFormat) -> None:
     from rtc_appservice.view import call, tabular
     from rtc_appservice.view.stored_call import explain_call
 
+    if not call_id:
+        raise click.BadParameter("is empty; `rtc-appservice report` lists the ids", param_hint="ID")
     config = load_config(config_path)
 
     async def read(dsn: str) -> CallExplanation:

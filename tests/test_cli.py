@@ -132,6 +132,26 @@ def test_a_port_in_use_is_named(installed: Path, database: str, monkeypatch: pyt
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["prometheus", "grafana"])
+def test_monitoring_files_are_written(here: Path, kind: str) -> None:
+    """Their paths are printed; an edited one is kept unless it may be replaced."""
+    written = [Path(line) for line in call(kind, "out").stdout.splitlines()]
+    written[0].write_text("mine")
+    refused, replaced = call(kind, "out"), call(kind, "out", "--replace")
+
+    assert all(path.is_file() for path in written)
+    assert (1, 0) == (refused.exit_code, replaced.exit_code)
+    assert f"{written[0]}\n" == replaced.stdout
+
+
+def test_an_empty_call_id_is_a_usage_error(here: Path) -> None:
+    """It would be the beginning of every id."""
+    result = call("call", "")
+
+    assert 2 == result.exit_code
+    assert "is empty" in result.stderr
+
+
 # --- the database -----------------------------------------------------------------------------
 
 
