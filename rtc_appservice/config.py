@@ -55,8 +55,10 @@ def _is_in_parts(url: str) -> bool:
     return 0 not in ports and "#" not in url and "@" not in login + parts.path + parts.query
 
 
-def _contents(path: Path) -> SecretStr:
+def _contents(path: object) -> SecretStr:
     """Read a secret from the file that a key names; surrounding whitespace is not part of it."""
+    if not isinstance(path, str | Path):
+        raise ValueError("must be the path of a file")
     try:
         text = Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -193,6 +193,8 @@ def load(path: Path) -> Registration:
     users: list[str] = []
     if not isinstance(namespaces, dict):
         faults.append("namespaces: is missing")
+    elif not isinstance(namespaces.get("users") or [], list):
+        faults.append("namespaces.users: must be a list")
     else:
         for index, entry in enumerate(namespaces.get("users") or []):
             regex = entry.get("regex") if isinstance(entry, dict) else None

@@ -226,6 +226,13 @@ def test_every_form_of_database_url_is_taken(minimal: Path, monkeypatch: pytest.
     assert url == load_config(minimal).database.dsn
 
 
+@pytest.mark.parametrize("text", ["database: {url_file: 5}", "secret_file: [a]"])
+def test_a_file_is_named_by_a_path(tmp_path: Path, text: str) -> None:
+    """Anything else is a fault of that key."""
+    with pytest.raises(ConfigError, match="_file: must be the path of a file"):
+        load_config(_write(tmp_path, text))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

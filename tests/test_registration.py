@@ -124,3 +124,11 @@ def test_without_ephemeral_events_there_are_no_envelopes(tmp_path: Path) -> None
     path.write_text(yaml.safe_dump(content))
 
     assert not load(path).envelopes
+
+
+def test_users_of_another_form_are_a_fault(tmp_path: Path) -> None:
+    """The namespace of users is a list."""
+    path = _write(tmp_path, Scope.USERS)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"namespaces": {"users": 5}}))
+    with pytest.raises(ConfigError, match=r"namespaces\.users: must be a list"):
+        load(path)
