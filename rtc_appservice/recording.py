@@ -21,14 +21,20 @@ def read_recordings(names: Sequence[str]) -> Iterator[RecordedTransaction]:
     Yield the transactions of several files, line by line; `-` is standard input.
 
     Raises:
-        InputError: at the first line that is no transaction, with the file, the line and what to do.
+        InputError: at the first line that is no transaction, with the file, the line and what to do; at the end, if
+            there was no transaction at all.
     """
+    found = False
     for name in names:
         try:
             with nullcontext(sys.stdin.buffer) if name == STDIN else Path(name).open("rb") as lines:
-                yield from parse_lines(lines, "standard input" if name == STDIN else name)
+                for transaction in parse_lines(lines, "standard input" if name == STDIN else name):
+                    found = True
+                    yield transaction
         except OSError as error:
             raise InputError(f"{name} cannot be read: {error.strerror}") from error
+    if not found:
+        raise InputError(f"There are no transactions in {', '.join(names)}")
 
 
 def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[RecordedTransaction]:

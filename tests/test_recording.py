@@ -62,3 +62,10 @@ def test_a_missing_file_is_said() -> None:
     """A misspelt name is no empty recording."""
     with pytest.raises(InputError, match="nowhere cannot be read: No such file"):
         list(read_recordings(["nowhere"]))
+
+
+def test_nothing_recorded_is_said(tmp_path: Path) -> None:
+    """An empty file is no recording of a quiet homeserver."""
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(InputError, match=r"no transactions in .*a\.jsonl"):
+        list(read_recordings([str(tmp_path / "a.jsonl")]))
