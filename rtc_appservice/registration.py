@@ -144,10 +144,10 @@ def render(
     Raises:
         ConfigError: if `pilot_regex` is missing for the scope `pilot`, given for another, or no regular expression.
     """
-    if (scope is Scope.PILOT) != (pilot_regex is not None):
-        raise ConfigError(
-            "--pilot-regex belongs to the scope `pilot`, which needs it: for example '@(ann|bob):example\\.org'"
-        )
+    if scope is Scope.PILOT and pilot_regex is None:
+        raise ConfigError("The scope `pilot` needs --pilot-regex, its users: for example '@(ann|bob):example\\.org'")
+    if scope is not Scope.PILOT and pilot_regex is not None:
+        raise ConfigError(f"--pilot-regex belongs to the scope `pilot`; the scope `{scope}` takes none")
     own_domain = re.escape(domain)
     users = ""
     if scope is not Scope.ROOMS:
