@@ -236,6 +236,33 @@ class Posthog(Section):
         return value
 
 
+class Notifications(Section):
+    """Notices to an operator's room in Matrix: off until a room is given."""
+
+    room_id: str | None = Field(
+        None,
+        examples=['"!abc:example.org"'],
+        description="Room, by id or alias in quotes, that split calls are posted to while they go on. Use an "
+        "unencrypted room of your own, since users, devices and rooms stand in clear there, and invite the sender of "
+        "the registration.",
+    )
+    weekly: bool = Field(False, description="Whether a summary of readiness is posted there too, once a week.")
+
+    @check("room_id")
+    @classmethod
+    def _a_room(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("!", "#")):
+            raise ValueError("must be a room id (!…) or an alias (#…)")
+        return value
+
+    @check("weekly")
+    @classmethod
+    def _weekly_with_room(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("room_id", value) is None:
+            raise ValueError("needs room_id: say where to post")
+        return value
+
+
 class Detection(Section):
     """What counts as late, as missing and as over."""
 
@@ -298,6 +325,7 @@ class Config(BaseSettings):
     database: Database = Database()
     metrics: Metrics = Metrics()
     posthog: Posthog = Posthog()
+    notifications: Notifications = Notifications()
     detection: Detection = Detection()
     logging: Logging = Logging()
 

@@ -26,6 +26,7 @@ from rtc_appservice.export.posthog import run_posthog
 from rtc_appservice.export.prometheus import Metrics
 from rtc_appservice.export.pseudonym import Pseudonyms
 from rtc_appservice.intake.device_facts import Ask, asking, run_device_facts
+from rtc_appservice.intake.notifications import Post, posting, run_notifications
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.ports import listening
@@ -76,7 +77,9 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         projector = replace(projector, events=metrics.counting(projector.events, config.deployment_secret))
         if config.metrics.enabled:
             await stack.enter_async_context(_admin_listener(config, dsn, pool, metrics))
-        live, ask = await stack.enter_async_context(_homeserver_listener(config, registration, pool, intake, metrics))
+        live, ask, post = await stack.enter_async_context(
+            _homeserver_listener(config, registration, pool, intake, metrics)
+        )
         # What was imported and made so far stays; the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -88,6 +91,9 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
             live(stop),
             run_projector(pool, projector, stop),
             run_device_facts(pool, projector.homeserver_id, ask, stop),
+            _nothing(stop)
+            if post is None
+            else run_notifications(pool, projector.homeserver_id, post, stop, weekly=config.notifications.weekly),
             run_posthog(
                 pool,
                 stop,
@@ -171,8 +177,12 @@ async def _admin_listener(config: Config, dsn: str, pool: Pool, metrics: Metrics
 @asynccontextmanager
 async def _homeserver_listener(
     config: Config, registration: Registration, pool: Pool, intake: TransactionIntake, metrics: Metrics
-) -> AsyncIterator[tuple[Callable[[asyncio.Event], Awaitable[None]], Ask]]:
-    """Listen to the homeserver; gives what lets the service's own device live until an event, and what asks of any."""
+) -> AsyncIterator[tuple[Callable[[asyncio.Event], Awaitable[None]], Ask, Post | None]]:
+    """
+    Listen to the homeserver.
+
+    Gives what lets the service's own device live until an event, what asks of any device, and what posts notices.
+    """
     server = IntakeServer(
         Credentials(
             appservice_id=registration.id,
@@ -191,7 +201,9 @@ async def _homeserver_listener(
         live = await _own_device(config, registration, pool, intake, server)
         with listening(host, port, keys="appservice.hostname and appservice.port"):
             await server.start(host, port)
-        yield live, asking(server.server, server.as_token, server.open_client(), server.bot_mxid)
+        as_sender = (server.server, server.as_token, server.open_client(), server.bot_mxid)
+        room = config.notifications.room_id
+        yield live, asking(*as_sender), None if room is None else posting(*as_sender, room)
     finally:
         await server.stop()
 

@@ -128,6 +128,18 @@ def test_every_fault_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "hunter2" not in str(caught.value)
 
 
+def test_notices_need_a_room(tmp_path: Path) -> None:
+    """Nothing is posted unless a room is given, and a summary has to go somewhere."""
+    start = f"secret: {SECRET}\nhomeserver: {{address: 'http://hs:8008', domain: example.org}}\nnotifications: "
+    with pytest.raises(ConfigError, match=r"notifications.weekly: needs room_id"):
+        load_config(_write(tmp_path, start + "{weekly: true}"))
+    with pytest.raises(ConfigError, match=r"notifications.room_id: must be a room id"):
+        load_config(_write(tmp_path, start + "{room_id: operators, weekly: true}"))
+    config = load_config(_write(tmp_path, start + "{room_id: '#operators:example.org'}"))
+
+    assert ("#operators:example.org", False) == (config.notifications.room_id, config.notifications.weekly)
+
+
 def test_missing_secret_is_a_fault(tmp_path: Path) -> None:
     """Without a secret nothing could be keyed, so there is no default for it."""
     path = _write(tmp_path, "homeserver: {address: 'http://hs:8008', domain: example.org}")

@@ -26,6 +26,7 @@ from rtc_appservice.store import (
     condition,
     envelopes,
     findings,
+    notices,
     observations,
     outbox,
     partitions,
@@ -120,6 +121,7 @@ ACTS: dict[str, Act] = {
         c, 1, [(UserId("@u1"), DeviceId("D"))], NOW - timedelta(days=30)
     ),
     "write_findings": lambda c: findings.write_findings(c, 1, 1, NOW, {}, [CallId("1")]),
+    "split_calls": lambda c: notices.split_calls(c, 1),
     "placeable": lambda c: envelopes.placeable(c, 1, HOMESERVER),
     "drop_unplaced": lambda c: envelopes.drop_unplaced(c, 1, NOW + timedelta(seconds=65)),
     "lease": lambda c: outbox.lease(c, 100, 60, NOW + timedelta(minutes=5)),

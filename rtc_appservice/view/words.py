@@ -2,13 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 
+from rtc_appservice.core import wording
 from rtc_appservice.core.model import Coverage, DeviceRef, Evidence, FallbackCause, Outcome, Severity, Verdict
 
-READINESS = {
-    "ready": "READY: the room-event backup can be switched off.",
-    "not_ready": "NOT READY: do not switch the room-event backup off yet.",
-    "insufficient_data": "NOT KNOWN YET: too little was seen to say whether the room-event backup can go.",
-}
+READINESS = wording.READINESS
+moment = wording.moment
+plain = wording.plain
 VERDICTS = {
     Verdict.TO_DEVICE: "all media keys by to-device",
     Verdict.ROOM_EVENT: "all media keys by room events",
@@ -64,11 +63,6 @@ def length(span: timedelta) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def moment(at: datetime) -> str:
-    """Give a time with its day, UTC."""
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
-
-
 def clock(at: datetime) -> str:
     """Give the time of day, UTC."""
     return f"{at.astimezone(UTC):%H:%M:%S}"
@@ -77,8 +71,3 @@ def clock(at: datetime) -> str:
 def precise(at: datetime) -> str:
     """Give the time of day with milliseconds, UTC."""
     return f"{clock(at)}.{at.microsecond // 1000:03d}"
-
-
-def plain(text: str) -> str:
-    """Give text without anything that a terminal or browser would obey or that would hide its order."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

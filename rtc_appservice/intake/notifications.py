@@ -1,0 +1,170 @@
+"""
+Stage 1: posts notices to the operator's room, as the service's own user: splits of live calls, readiness once a week.
+
+It works on what projection stored and is waited for by nobody. What was posted is remembered in the database. Between
+the post and that, a crash may fall: the Matrix transaction id derives from the notice, so a homeserver that is sent
+the notice again answers with the event it has (Synapse remembers the ids in memory, for 30 minutes).
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+
+import aiohttp
+from mautrix.api import HTTPAPI, Method, Path
+from mautrix.errors import MatrixError, MatrixRequestError, MNotFound
+from mautrix.types import UserID
+from mautrix.util.logging import TraceLogger
+
+from rtc_appservice.core import notices
+from rtc_appservice.core.notices import Notice
+from rtc_appservice.core.platform import with_platforms
+from rtc_appservice.core.readiness import assess
+from rtc_appservice.errors import RtcAppserviceError, StoreUnavailable
+from rtc_appservice.intake.faults import describe
+from rtc_appservice.intake.transaction import now_utc
+from rtc_appservice.store.device_facts import load_platforms
+from rtc_appservice.store.notices import mark_posted, posted_about, split_calls
+from rtc_appservice.store.pool import Pool, store_errors
+from rtc_appservice.store.sessions import load_calls
+
+_log = logging.getLogger("rtc_appservice.intake")
+#: mautrix logs requests with their bodies: nothing below critical may come out.
+_QUIET = TraceLogger("rtc_appservice.intake.notifications", logging.CRITICAL)
+
+LOOK_SECONDS = 5.0
+#: The longest wait after failures, each of which doubles it: soon enough for who has just invited the service's user.
+MAX_WAIT_SECONDS = 300.0
+TIMEOUT_SECONDS = 15.0
+
+#: Posts a notice, or fails with one of `_FAILURES` or `RoomEncrypted`.
+Post = Callable[[Notice], Awaitable[None]]
+_FAILURES = (StoreUnavailable, MatrixError, aiohttp.ClientError, OSError, ValueError)
+
+
+class RoomEncrypted(RtcAppserviceError):
+    """The room is encrypted, and the service posts in clear only."""
+
+
+def posting(address: str, as_token: str, session: aiohttp.ClientSession, user_id: str, room: str) -> Post:
+    """Give a function that enters a room (id or alias) as `user_id` and posts there, unless the room is encrypted."""
+
+    def api(act_as: UserID | None) -> HTTPAPI:
+        return HTTPAPI(
+            base_url=address,
+            token=as_token,
+            client_session=session,
+            default_retry_count=0,
+            log=_QUIET,
+            as_user_id=act_as,
+        )
+
+    plain_api, user_api = api(None), api(UserID(user_id))
+
+    async def register() -> None:
+        localpart = user_id.partition(":")[0].removeprefix("@")
+        content = {"type": "m.login.application_service", "username": localpart, "inhibit_login": True}
+        try:
+            await plain_api.request(Method.POST, Path.v3.register, content)
+        except MatrixRequestError as error:
+            if getattr(error, "errcode", None) != "M_USER_IN_USE":
+                raise
+
+    async def post(notice: Notice) -> None:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await register()
+            entered = await user_api.request(Method.POST, Path.v3.join[room], {})
+            room_id = entered.get("room_id") if isinstance(entered, dict) else None
+            if not isinstance(room_id, str):
+                raise ValueError("the homeserver's answer names no room")
+            with suppress(MNotFound):
+                await user_api.request(Method.GET, Path.v3.rooms[room_id].state["m.room.encryption"])
+                raise RoomEncrypted
+            content = {"msgtype": "m.notice", "body": notice.text, "m.mentions": {}}
+            path = Path.v3.rooms[room_id].send["m.room.message"][transaction_id(notice)]
+            await user_api.request(Method.PUT, path, content)
+
+    return post
+
+
+def transaction_id(notice: Notice) -> str:
+    """Give the Matrix transaction id of a notice, the same each time."""
+    return "rtc-notice-" + hashlib.sha256(notice.notice_id.encode()).hexdigest()[:32]
+
+
+async def post_due(pool: Pool, homeserver_id: int, post: Post, now: datetime, *, weekly: bool) -> int:
+    """Post what is due and was not posted before; give how many. No connection is held while posting."""
+    with store_errors():
+        async with pool.acquire() as conn:
+            calls = await split_calls(conn, homeserver_id)
+            subjects = [*(call.call_id for call in calls), notices.week_of(now)]
+            posted = await posted_about(conn, homeserver_id, subjects)
+    due = notices.alarms(calls, posted)
+    if weekly and notices.weekly_id(now) not in posted:
+        due.append(await _summary(pool, homeserver_id, now))
+    for notice in due:
+        await post(notice)
+        with store_errors():
+            async with pool.acquire() as conn:
+                await mark_posted(conn, homeserver_id, notice.notice_id, now)
+    return len(due)
+
+
+async def _summary(pool: Pool, homeserver_id: int, now: datetime) -> Notice:
+    with store_errors():
+        async with pool.acquire() as conn:
+            calls = await load_calls(conn, now - notices.SUMMARY_SPAN, homeserver_id)
+            calls = with_platforms(calls, await load_platforms(conn, homeserver_id))
+    # Weeks of calls take a while to go through; intake goes on meanwhile.
+    return notices.weekly(await asyncio.to_thread(assess, calls, now), len(calls), now)
+
+
+async def run_notifications(
+    pool: Pool,
+    homeserver_id: int,
+    post: Post,
+    stop: asyncio.Event,
+    *,
+    weekly: bool,
+    clock: Callable[[], datetime] = now_utc,
+) -> None:
+    """Post until `stop` is set, less and less often while it fails; a request under way is given up then."""
+    looking = asyncio.ensure_future(_keep_looking(pool, homeserver_id, post, weekly, clock))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((looking, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        looking.cancel()
+        stopping.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
+
+
+async def _keep_looking(
+    pool: Pool, homeserver_id: int, post: Post, weekly: bool, clock: Callable[[], datetime]
+) -> None:
+    failures = 0
+    while True:
+        seconds = LOOK_SECONDS
+        try:
+            await post_due(pool, homeserver_id, post, clock(), weekly=weekly)
+            failures = 0
+        except RoomEncrypted:
+            _log.warning("notifications.room_id is an encrypted room: nothing is posted; give an unencrypted one")
+            return
+        except _FAILURES as error:
+            seconds = wait_after(failures)
+            failures += 1
+            hint = "is the registration's sender invited to notifications.room_id?"
+            _log.warning(
+                "notices could not be posted", extra={**describe(error), "retry_seconds": seconds, "hint": hint}
+            )
+        await asyncio.sleep(seconds)
+
+
+def wait_after(failures: int) -> float:
+    """Give the seconds to wait after a failure that follows so many others."""
+    return min(LOOK_SECONDS * 2.0 ** min(failures, 16), MAX_WAIT_SECONDS)
