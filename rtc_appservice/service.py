@@ -109,7 +109,8 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
 async def replay_all(config: Config, registration: Registration, dsn: str) -> Replayed:
     """Project every room of the homeserver anew; give how many were, and how many could not be."""
     await migrate.require_head(dsn)
-    async with await open_pool(dsn, 1) as pool:
+    # One connection follows the marks while the other projects.
+    async with await open_pool(dsn, 2) as pool:
         return await replay(pool, await _projector(config, registration, pool), datetime.now(UTC))
 
 

@@ -1,9 +1,11 @@
+import asyncio
 import json
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,7 +14,11 @@ from click.testing import CliRunner, Result
 
 from rtc_appservice import __version__
 from rtc_appservice.cli import main
+from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.store.migrate import head
+from rtc_appservice.store.pool import open_pool
 
 RECORDINGS = Path(__file__).parent / "data" / "recordings"
 
@@ -190,6 +196,28 @@ def test_a_report_of_an_empty_database(installed: Path, database: str, monkeypat
 
     assert (0, 0, "insufficient_data") == (result.exit_code, report["totals"]["calls"], report["readiness"]["verdict"])
     assert "There is nothing from other.org" in call("report", "--homeserver", "other.org").stderr
+
+
+def test_replay_ends_and_counts(installed: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every room is projected anew, by the command as a user runs it, and it says how many."""
+
+    async def fill() -> None:
+        async with await open_pool(database, 2) as pool:
+            name = ServerName("example.org")
+            intake = TransactionIntake(pool, name, TransactionReader(name, b"a secret of the tests"))
+            await intake.open()
+            for line in (RECORDINGS / "smart-switch" / "transactions.jsonl").read_text().splitlines():
+                await intake.take(partial(_ready, json.dumps(json.loads(line)["body"]).encode()))
+
+    asyncio.run(fill())
+    monkeypatch.setenv("RTC_APPSERVICE_DATABASE__URL", database)
+    done = run_in_process("replay")
+
+    assert (0, "2 rooms projected anew\n", "") == (done.returncode, done.stdout, done.stderr)
+
+
+async def _ready(body: bytes) -> bytes:
+    return body
 
 
 def test_report_asks_for_the_migration(installed: Path, empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
