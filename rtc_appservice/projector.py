@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from rtc_appservice.core.envelope import place
 from rtc_appservice.core.ledger import history_ledger
+from rtc_appservice.core.live_rooms import Basis, LiveRoom, LiveRooms
 from rtc_appservice.core.model import (
     CallId,
     CallSession,
@@ -31,13 +32,14 @@ from rtc_appservice.core.model import (
     UserId,
 )
 from rtc_appservice.core.rollup import increments
-from rtc_appservice.core.session import project_room
+from rtc_appservice.core.session import RoomProjection
+from rtc_appservice.core.stints import in_order
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.repeats import Repeats
 from rtc_appservice.store import envelopes, findings, outbox, partitions, projection, sessions, totals
 from rtc_appservice.store.crypto import own_devices
 from rtc_appservice.store.gaps import load_gaps
-from rtc_appservice.store.observations import load_room
+from rtc_appservice.store.observations import load_room, load_since
 from rtc_appservice.store.outbox import OutboxRow
 from rtc_appservice.store.pool import Connection, Pool, store_errors
 
@@ -72,6 +74,7 @@ class Projector:
     envelopes: bool  #: the registration's scope shows Olm envelopes
     settings: Settings = field(default_factory=Settings)
     events: Events = no_events
+    rooms: LiveRooms = field(default_factory=LiveRooms, compare=False)
 
 
 async def run_projector(
@@ -124,9 +127,12 @@ async def _project_if_free(
         with store_errors():
             async with conn.transaction():
                 claim = await projection.claim(conn, room_key, watermark_at)
-                if claim is not None:
-                    await _project(conn, projector, claim, watermark_at, now)
-                return claim is not None
+                if claim is None:
+                    return False
+                room = await _project(conn, projector, claim, watermark_at, now)
+        if room is not None:  # only now that all of it is committed
+            projector.rooms.keep(room_key, room)
+        return True
     except Exception as error:
         if conn.is_closed():
             raise
@@ -149,6 +155,7 @@ async def replay(pool: Pool, projector: Projector, now: datetime) -> Replayed:
     """Project every room again from its first observation on. Nothing changes but what was wrong."""
     with store_errors():
         async with pool.acquire() as conn:
+            projector.rooms.clear()
             marks = await projection.mark_all(conn, projector.homeserver_id)
             before, left = len(marks) + 1, len(marks)
             while 0 < left < before:  # a round that brings none further would not the next time either
@@ -159,22 +166,22 @@ async def replay(pool: Pool, projector: Projector, now: datetime) -> Replayed:
 
 async def _project(
     conn: Connection, projector: Projector, claim: projection.Claim, watermark_at: datetime, now: datetime
-) -> None:
-    """Project one held room, as far back as news and open calls reach, and write what came of it."""
+) -> LiveRoom | None:
+    """Project one held room, as far back as news and open calls reach, write what came of it; give it if it goes on."""
+    kept = projector.rooms.take(claim.room_key)
     # What is older may have lost observations to retention: it stays as it was projected.
     rebuildable_since = watermark_at - partitions.OBSERVATION_RETENTION + CONTEXT
     unsettled = await projection.oldest_unsettled(conn, claim.room_key, rebuildable_since)
     reasons = [at for at in (claim.oldest_news_at, unsettled) if at is not None]
     if not reasons:
         await projection.set_due(conn, claim.room_key, None)
-        return
+        return None
     since = await projection.first_overlapping(conn, claim.room_key, max(min(reasons) - CONTEXT, rebuildable_since))
     from_at = await projection.first_overlapping(conn, claim.room_key, since - CONTEXT)
-    observations = await load_room(conn, projector.homeserver, claim.room_id, claim.room_key, from_at)
     history = RoomHistory(
         homeserver=projector.homeserver,
         room_id=claim.room_id,
-        observations=tuple(observations),
+        observations=(),
         watermark_at=watermark_at,
         envelopes=projector.envelopes,
         gaps=tuple(await load_gaps(conn, projector.homeserver_id, from_at, claim.room_id)),
@@ -182,20 +189,52 @@ async def _project(
         witnesses=await own_devices(conn, projector.homeserver_id),
         loss_free=True,
     )
-    calls, seen = await _project_with_history(conn, projector, history, since)
+    basis = Basis(from_at=from_at, settings=projector.settings, history=history)
+    if kept is not None and (
+        from_at < rebuildable_since - CONTEXT  # retention takes what was kept
+        or not kept.goes_on(basis, claim.version, claim.oldest_news_at)
+    ):
+        kept = None
+    room, news = await _take_news(conn, projector, claim, basis, kept)
+    calls, seen = await _project_with_history(conn, projector, room, since)
     await _write(conn, projector, claim.room_key, since, calls, now)
     await sessions.write_to_device_seen(conn, projector.homeserver_id, seen)
+    to_enter = (*news, *room.redactions.values())
     await totals.write_ledger(
-        conn, projector.homeserver_id, claim.room_key, history_ledger(observations), _redactions(observations)
+        conn, projector.homeserver_id, claim.room_key, history_ledger(to_enter), _redactions(in_order(to_enter))
     )
     unsettled_calls = [call for call in calls if not call.report.settled]
-    last_event_at = max((o.event_at for o in observations), default=watermark_at)
+    last_event_at = room.projection.last_event_at or watermark_at
     due_at = projection.look_again_at(watermark_at, last_event_at) if unsettled_calls else None
-    await projection.set_due(conn, claim.room_key, due_at)
+    room.version = await projection.set_due(conn, claim.room_key, due_at)
+    return room if unsettled_calls else None
+
+
+async def _take_news(
+    conn: Connection, projector: Projector, claim: projection.Claim, basis: Basis, kept: LiveRoom | None
+) -> tuple[LiveRoom, list[Observation]]:
+    """
+    Give the room with all its observations taken, and those that may be new to it.
+
+    Whoever stores or removes observations marks the room in the same transaction with the time of the first. So what
+    is new since a projection that took all marks there were is not older than the marks there are now.
+    """
+    where = projector.homeserver, claim.room_id, claim.room_key
+    if kept is not None:
+        news_at = claim.oldest_news_at
+        news = [] if news_at is None else await load_since(conn, *where, news_at)
+        if news_at is None or kept.holds(news, news_at):
+            kept.basis = basis
+            kept.take(news)
+            return kept, news
+    room = LiveRoom(basis, RoomProjection(basis.settings))
+    observations = await load_room(conn, *where, basis.from_at)
+    room.take(observations)
+    return room, observations
 
 
 async def _project_with_history(
-    conn: Connection, projector: Projector, history: RoomHistory, since: datetime
+    conn: Connection, projector: Projector, room: LiveRoom, since: datetime
 ) -> tuple[list[CallSession], sessions.Seen]:
     """
     Give the calls that began at `since` or later, and what was seen of to-device in them.
@@ -203,24 +242,24 @@ async def _project_with_history(
     Which devices were seen to distribute by to-device before is asked as of each call's own start, so that a replay,
     which knows of later calls, decides the same.
     """
-    calls = [call for call in project_room(history, projector.settings) if call.report.started_at >= since]
+    calls = [call for call in room.look() if call.report.started_at >= since]
     seen = {
         (user_id, device_id, call.report.call_id): at
         for call in calls
         for user_id, device_id, at in call.to_device_seen
     }
     devices = {(fallback.user_id, fallback.device_id) for call in calls for fallback in call.report.fallbacks}
-    if not devices:
-        return calls, seen
-    first = min(call.report.started_at for call in calls)
-    before = await sessions.load_to_device_seen(conn, projector.homeserver_id, devices, first - TO_DEVICE_HISTORY)
-    before.update(seen)
-    decided = []
-    for call in calls:
-        as_of = _as_of(before, call)
-        again = project_room(replace(history, to_device_history=as_of), projector.settings) if as_of else calls
-        decided.append(next(each for each in again if each.report.call_id == call.report.call_id))
-    return decided, seen
+    before: dict[tuple[UserId, DeviceId, CallId], datetime] = {}
+    if devices:
+        first = min(call.report.started_at for call in calls)
+        before = await sessions.load_to_device_seen(conn, projector.homeserver_id, devices, first - TO_DEVICE_HISTORY)
+        before.update(seen)
+    as_of = {call.report.call_id: found for call in calls if (found := _as_of(before, call))}
+    if as_of != room.to_device_history_of:
+        room.to_device_history_of = as_of
+        room.projection.begin_anew()
+        calls = [call for call in room.look() if call.report.started_at >= since]
+    return calls, seen
 
 
 def _as_of(seen: sessions.Seen, call: CallSession) -> Mapping[tuple[UserId, DeviceId], datetime]:

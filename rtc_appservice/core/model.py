@@ -517,6 +517,8 @@ class RoomHistory(Struct, frozen=True, kw_only=True):
     loss_free: bool = False
     #: Devices seen to distribute by to-device before, with the latest time (30 days back).
     to_device_history: Mapping[tuple[UserId, DeviceId], datetime] = field(default_factory=dict)
+    #: The same for single calls, where it was asked as of the start of each.
+    to_device_history_of: Mapping[CallId, Mapping[Device, datetime]] = field(default_factory=dict)
 
 
 class Settings(Struct, frozen=True, kw_only=True):

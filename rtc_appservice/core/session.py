@@ -9,8 +9,8 @@ taken once. The younger ones, whose call or stint may still show, are taken on t
 change the past, an observation that comes that late or a stint that ends back then, makes the room begin anew.
 """
 
-from bisect import bisect_right, insort
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
 
@@ -55,6 +55,24 @@ class RoomProjection:
         self._known: dict[str, Observation] = {}
         self._forget()
 
+    def __len__(self) -> int:
+        """Count the observations taken."""
+        return len(self._ordered)
+
+    @property
+    def began_at(self) -> datetime | None:
+        """Give the event time of the first observation, None if there is none."""
+        return self._ordered[0].event_at if self._ordered else None
+
+    @property
+    def last_event_at(self) -> datetime | None:
+        """Give the event time of the last observation, None if there is none."""
+        return self._ordered[-1].event_at if self._ordered else None
+
+    def known_since(self, at: datetime) -> list[Observation]:
+        """Give the observations taken from an event time on, in order."""
+        return self._ordered[bisect_left(self._ordered, at, key=lambda observation: observation.event_at) :]
+
     def feed(self, observations: Iterable[Observation]) -> None:
         """Take observations, in any order; of duplicates the one received first counts."""
         fresh: dict[str, Observation] = {}
@@ -70,7 +88,7 @@ class RoomProjection:
             self._forget()
         for observation in in_order((self._known if replaced else fresh).values()):
             if observation.event_at <= self._final_until:
-                self._begin_anew()
+                self.begin_anew()
             body = observation.body
             _add(self._ordered, observation)
             if isinstance(body, OlmEnvelope):
@@ -91,7 +109,7 @@ class RoomProjection:
         final_until = history.watermark_at - SETTLES_AFTER
         spans = build_spans(build_stints(self._of_stints, history.watermark_at))
         if final_until < self._final_until or not self._keep(spans):
-            self._begin_anew()
+            self.begin_anew()
             self._keep(spans)
         senders = self._sender_devices(final_until)
         calls = [self._call_of(span, history) for span in self._spans]
@@ -112,9 +130,9 @@ class RoomProjection:
             room = RoomFacts(history, self._room_state)
             seen = dict(history.to_device_history)
             for call in calls:
-                yield call, View(history, room, self._settings, seen, final_until)
-                for device, at in call.to_device_seen().items():
-                    seen[device] = max(at, seen.get(device, at))
+                before = _latest(seen, history.to_device_history_of.get(call.call_id, {}))
+                yield call, View(history, room, self._settings, before, final_until)
+                seen = _latest(seen, call.to_device_seen())
         finally:
             for each in traffic:
                 each.end_trial()
@@ -124,9 +142,10 @@ class RoomProjection:
         self._of_stints: list[Observation] = []
         self._room_state: list[Observation] = []
         self._senders = SenderKeys()
-        self._begin_anew()
+        self.begin_anew()
 
-    def _begin_anew(self) -> None:
+    def begin_anew(self) -> None:
+        """Forget all but the observations: the next look takes them from the first one on."""
         self._taken = 0
         self._final_until = _LONG_AGO
         self._stints: dict[str, DeviceStint] = {}
@@ -139,7 +158,7 @@ class RoomProjection:
         devices = self._senders.devices(self._spans, final_until)
         if any(devices.get(key) != device for key, device in self._devices.items()):
             spans = self._spans
-            self._begin_anew()
+            self.begin_anew()
             self._keep(spans)
             devices = self._senders.devices(self._spans, final_until)
         self._devices = devices
@@ -194,6 +213,10 @@ class RoomProjection:
 
     def _is_new_past(self, before: datetime | None, now: datetime | None) -> bool:
         return before != now and any(at is not None and at <= self._final_until for at in (before, now))
+
+
+def _latest(one: Mapping[Device, datetime], other: Mapping[Device, datetime]) -> dict[Device, datetime]:
+    return {**one, **{device: max(at, one.get(device, at)) for device, at in other.items()}}
 
 
 def _order(observation: Observation) -> tuple[datetime, str]:

@@ -1,5 +1,6 @@
 """Stage 3: observations in, exactly once. One homeserver transaction is one database transaction."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 import asyncpg
@@ -152,6 +153,25 @@ async def load_room(
         room_key,
         since,
     )
+    return _read(rows, homeserver, room_id)
+
+
+async def load_since(
+    conn: Connection, homeserver: ServerName, room_id: RoomId, room_key: int, since: datetime
+) -> list[Observation]:
+    """Give a room's observations from `since` on, in order of event time."""
+    rows = await conn.fetch(
+        """
+        SELECT identity, event_at, received_at, late, body FROM observation
+        WHERE room_key = $1 AND event_at >= $2 ORDER BY event_at, identity
+        """,
+        room_key,
+        since,
+    )
+    return _read(rows, homeserver, room_id)
+
+
+def _read(rows: Iterable["asyncpg.Record"], homeserver: ServerName, room_id: RoomId) -> list[Observation]:
     return [
         Observation(
             homeserver=homeserver,

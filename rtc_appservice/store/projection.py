@@ -15,6 +15,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     room_id: RoomId
     watched_since: datetime
     oldest_news_at: datetime | None  #: event time of the oldest observation not projected yet; None: only due
+    version: int  #: how often the room was projected before
 
 
 async def watermark(conn: Connection, homeserver_id: int) -> datetime | None:
@@ -49,7 +50,7 @@ async def claim(conn: Connection, room_key: int, watermark_at: datetime) -> Clai
     """
     held = await conn.fetchrow(
         """
-        SELECT room_id, watched_since, due_at FROM projection JOIN room USING (room_key)
+        SELECT room_id, watched_since, due_at, version FROM projection JOIN room USING (room_key)
         WHERE room_key = $1 FOR UPDATE OF projection SKIP LOCKED
         """,
         room_key,
@@ -70,14 +71,18 @@ async def claim(conn: Connection, room_key: int, watermark_at: datetime) -> Clai
         room_id=RoomId(held["room_id"]),
         watched_since=held["watched_since"],
         oldest_news_at=oldest_news_at,
+        version=held["version"],
     )
 
 
-async def set_due(conn: Connection, room_key: int, due_at: datetime | None) -> None:
-    """Say when to look at a room again without news, None for never."""
-    await conn.execute(
-        "UPDATE projection SET due_at = $2 WHERE room_key = $1 AND due_at IS DISTINCT FROM $2", room_key, due_at
+async def set_due(conn: Connection, room_key: int, due_at: datetime | None) -> int:
+    """End a projection: say when to look at a room again without news, None for never; and give its new version."""
+    version: int = await conn.fetchval(
+        "UPDATE projection SET due_at = $2, version = version + 1 WHERE room_key = $1 RETURNING version",
+        room_key,
+        due_at,
     )
+    return version
 
 
 async def first_overlapping(conn: Connection, room_key: int, at: datetime) -> datetime:
