@@ -5,6 +5,7 @@ Section and key names follow mautrix where it has them. The file is only ever re
 environment as `RTC_APPSERVICE_SECTION__KEY`, which wins over the file; a secret can be named as a file (`…_file`).
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -118,6 +119,13 @@ class Homeserver(Section):
     domain: str = Field(
         min_length=1, examples=["example.org"], description="Its server name: what follows the colon in its user ids."
     )
+
+    @check("domain")
+    @classmethod
+    def _is_a_server_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", value):
+            raise ValueError("must be a server name such as example.org, without https:// and without a path")
+        return value
 
 
 class Appservice(Section):

@@ -252,3 +252,16 @@ def test_audit_names_the_bad_line(here: Path) -> None:
 
     assert (1, "") == (result.exit_code, result.stdout)
     assert "Error: x.jsonl, line 1: not JSON" in result.stderr
+
+
+def test_check_compares_the_domain_with_the_registration(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registration for another homeserver is said; a URL is no server name."""
+    same = call("check")
+    monkeypatch.setenv("RTC_APPSERVICE_HOMESERVER__DOMAIN", "other.test")
+    other = call("check")
+    monkeypatch.setenv("RTC_APPSERVICE_HOMESERVER__DOMAIN", "https://example.org/")
+    url = call("check")
+
+    assert (0, "") == (same.exit_code, same.stderr)
+    assert "names other.test" in other.stderr
+    assert (1, True) == (url.exit_code, "homeserver.domain: must be a server name such as example.org" in url.stderr)
