@@ -2,11 +2,20 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Give a folder open to PostgreSQL's user; pytest's own is closed to it when another session of pytest starts."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def processes_of(folder: Path) -> Iterator[str]:
@@ -26,11 +35,11 @@ def processes_of(folder: Path) -> Iterator[str]:
         ("alice", signal.SIGINT),
     ],
 )
-async def test_leaves_nothing_when_interrupted(moment: str, number: signal.Signals, tmp_path: Path) -> None:
+async def test_leaves_nothing_when_interrupted(moment: str, number: signal.Signals, folder: Path) -> None:
     """Interrupted at any moment, the demo ends with a failure and leaves no process and no file."""
     demo = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rtc_appservice", "demo", "--exit",
-        env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=asyncio.subprocess.PIPE, start_new_session=True,
+        env={**os.environ, "TMPDIR": str(folder)}, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert demo.stdout is not None
     async with asyncio.timeout(60):
@@ -40,5 +49,5 @@ async def test_leaves_nothing_when_interrupted(moment: str, number: signal.Signa
         await demo.stdout.read()
 
     assert 130 == await demo.wait()
-    assert [] == list(processes_of(tmp_path))
-    assert [] == list(os.scandir(tmp_path))
+    assert [] == list(processes_of(folder))
+    assert [] == list(os.scandir(folder))
