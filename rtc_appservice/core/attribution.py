@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from rtc_appservice.core import lengths
 from rtc_appservice.core.envelope import ENVELOPE_SLACK, KEY_AFTER_STINT, is_near
 from rtc_appservice.core.model import (
+    Device,
     DeviceTrust,
     Evidence,
     MegolmEnvelope,
@@ -25,7 +26,7 @@ from rtc_appservice.core.model import (
     UserId,
 )
 from rtc_appservice.core.stints import CallSpan, DeviceStint
-from rtc_appservice.core.traffic import CallTraffic, Delivery, Device, RoomKeySeen
+from rtc_appservice.core.traffic import CallTraffic, Delivery, RoomKeySeen
 
 #: Old clients often send the key before the membership.
 KEY_BEFORE_STINT = timedelta(seconds=10)

@@ -20,6 +20,7 @@ from rtc_appservice.core.model import (
     CallReport,
     CallSession,
     DeliveryCounts,
+    Device,
     DistributionCounts,
     FallbackCause,
     Finding,
@@ -35,7 +36,7 @@ from rtc_appservice.core.obligations import Sight
 from rtc_appservice.core.room_facts import RoomFacts
 from rtc_appservice.core.rotations import Rotations
 from rtc_appservice.core.stints import CallSpan
-from rtc_appservice.core.traffic import CallTraffic, Device
+from rtc_appservice.core.traffic import CallTraffic
 
 
 @dataclass(slots=True, frozen=True)

@@ -12,6 +12,7 @@ from rtc_appservice.core.fallback import Occurrence
 from rtc_appservice.core.generation import NO_REACTION, first_stayed_after, is_to_device_only
 from rtc_appservice.core.model import (
     CallId,
+    Device,
     DeviceRef,
     DeviceTrust,
     Evidence,
@@ -28,7 +29,7 @@ from rtc_appservice.core.model import (
 from rtc_appservice.core.obligations import ObligationGroup
 from rtc_appservice.core.rotations import NotRotated
 from rtc_appservice.core.stints import DeviceStint
-from rtc_appservice.core.traffic import CallTraffic, Device
+from rtc_appservice.core.traffic import CallTraffic
 
 #: Finding ids are UUIDv5 in this namespace: equal identity, equal id, on every replay.
 _NAMESPACE = uuid.UUID("9b0f5f0e-5e0c-5a54-9c9b-0d6a6f1a7c11")

@@ -13,9 +13,9 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.model import Evidence, Gap, Outcome, ServerName, Settings
+from rtc_appservice.core.model import Device, Evidence, Gap, Outcome, ServerName, Settings
 from rtc_appservice.core.stints import DeviceStint
-from rtc_appservice.core.traffic import CallTraffic, Delivery, Device, RoomKeySeen
+from rtc_appservice.core.traffic import CallTraffic, Delivery, RoomKeySeen
 
 #: A delivery may overtake the membership that made it due.
 EARLY = timedelta(seconds=5)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from rtc_appservice.core.envelope import ENVELOPE_SLACK, is_near
-from rtc_appservice.core.model import DeviceId, OlmEnvelope, UserId
+from rtc_appservice.core.model import Device, DeviceId, OlmEnvelope, UserId
 from rtc_appservice.core.stints import CallSpan, DeviceStint
-from rtc_appservice.core.traffic import Device
 
 #: A joiner's first keys follow its join within this.
 FIRST_KEY_AFTER_JOIN = timedelta(seconds=1)

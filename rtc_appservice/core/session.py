@@ -18,6 +18,7 @@ from rtc_appservice.core.attribution import KEY_BEFORE_STINT, Attribution
 from rtc_appservice.core.call import Call, View
 from rtc_appservice.core.model import (
     CallSession,
+    Device,
     MegolmEnvelope,
     Membership,
     Observation,
@@ -31,7 +32,6 @@ from rtc_appservice.core.model import (
 from rtc_appservice.core.room_facts import RoomFacts
 from rtc_appservice.core.senders import SenderKeys
 from rtc_appservice.core.stints import CallSpan, DeviceStint, SpanTimes, build_spans, build_stints, in_order
-from rtc_appservice.core.traffic import Device
 
 #: A key may precede its membership by 10 s; what comes out of order by less than the rest of this costs nothing.
 SETTLES_AFTER = KEY_BEFORE_STINT + timedelta(seconds=5)

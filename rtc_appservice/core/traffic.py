@@ -11,6 +11,7 @@ from datetime import date, datetime, timedelta
 from typing import TypeVar
 
 from rtc_appservice.core.model import (
+    Device,
     DeviceId,
     DeviceTrust,
     Evidence,
@@ -20,11 +21,9 @@ from rtc_appservice.core.model import (
     Rejected,
     RoomKey,
     ToDeviceKey,
-    UserId,
 )
 from rtc_appservice.core.stints import CallSpan, DeviceStint, SpanTimes
 
-Device = tuple[UserId, DeviceId]
 T = TypeVar("T")
 
 #: Messages of one distribution leave together.

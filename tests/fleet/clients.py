@@ -4,6 +4,7 @@ MatrixRTC clients: when each sends which key to whom. Two key managers, and smar
 Both keep the call's members as their process sees them, later than the homeserver does. Times are milliseconds.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,7 +45,7 @@ class World(Protocol):
 
 
 @dataclass
-class Client:
+class Client(ABC):
     """A device's process and its part in the call; subclasses are the key managers."""
 
     world: World
@@ -91,9 +92,9 @@ class Client:
             self.world.note_switch(self, event_id, sender)
             self.transport_changed()
 
+    @abstractmethod
     def transport_changed(self) -> None:
         """Hand the current key out again."""
-        raise NotImplementedError
 
     def _later(self, delay_ms: int, action: Callable[[], None]) -> None:
         life = self.life
