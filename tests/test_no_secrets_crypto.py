@@ -11,7 +11,7 @@ from pathlib import Path
 from rtc_appservice.core.model import RoomKey, ToDeviceKey
 from rtc_appservice.store.pool import Connection, Pool
 from tests.acceptance.sealed_room import SECRET, equals, running_service, sealed_synapse, sender, until
-from tests.test_no_secrets import Key, dump, everything_logged, files, search
+from tests.planted import Key, dump, everything_logged, files, search
 
 #: A message that the device can read: nobody's business.
 MESSAGE = "MESSAGEINSIDETHEROOM9B1E"

@@ -11,7 +11,7 @@ from rtc_appservice.core.wire import Intake
 
 from .build import KEY_TYPE, ROOM, who
 from .test_membership import STICKY
-from .test_wire import KEY, clear_key, event, olm, read, room_key
+from .wire_events import KEY, clear_key, event, olm, read, room_key
 
 TRUST = next(iter(DeviceTrust))
 SEALED = event("m.room.encrypted", {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "A" * 403})

@@ -1,103 +1,30 @@
 """A homeserver's transaction becomes observations: every wire form, nothing else, and never an error."""
 
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from rtc_appservice.core.model import Observation, Rejected, RoomId, RoomKey, ToDeviceKey
+from rtc_appservice.core.model import Rejected, RoomKey, ToDeviceKey
 from rtc_appservice.core.strip import KEY_EVENT_TYPES
-from rtc_appservice.core.wire import Intake, TransactionReader
 
-from .build import HOMESERVER, KEY_TYPE, NOON, OTHER_ROOM, ROOM, SCENARIOS, SECRET, at, ms, transactions_of, truth_of
-from .test_strip import json_values
+from .build import KEY_TYPE, NOON, OTHER_ROOM, ROOM, ms
+from .wire_events import (
+    KEY,
+    clear_key,
+    event,
+    member,
+    olm,
+    only,
+    read,
+    rejection,
+    room_key,
+    to_device,
+)
 
 FORMS = sorted((Path(__file__).parent.parent / "data" / "wire").glob("*.json"))
-WATCHED = frozenset({ROOM})
-READER = TransactionReader(HOMESERVER, SECRET)
-KEY = "AAECAwQFBgcICQoLDA0ODw"
-STATE_TYPE = "org.matrix.msc3401.call.member"
-
-
-def read(body: dict[str, Any], *, watched: frozenset[RoomId] = WATCHED, **changes: Any) -> Intake:
-    """Read a transaction as received at noon."""
-    reader = changes.pop("reader", READER)
-    intake: Intake = reader.read(body, **({"received_at": NOON, "watched": watched, "watermark_at": None} | changes))
-    return intake
-
-
-def event(kind: str, content: Any, **changes: Any) -> dict[str, Any]:
-    """Give a room event sent at noon, with changes."""
-    return {
-        "type": kind,
-        "sender": "@alice:lab.test",
-        "room_id": ROOM,
-        "event_id": "$event",
-        "origin_server_ts": ms(0),
-        "content": content,
-    } | changes
-
-
-def room_key(**changes: Any) -> dict[str, Any]:
-    """Give a room key event sent at noon, with changes to its content."""
-    content = {"call_id": "", "device_id": "ALICE1", "keys": [{"index": 0, "key": KEY}], "sent_ts": ms(0)}
-    return event(KEY_TYPE, content | changes)
-
-
-def member(**changes: Any) -> dict[str, Any]:
-    """Give a call membership event sent at noon, with changes."""
-    content = {"application": "m.call", "call_id": "", "device_id": "ALICE1", "focus_active": {"type": "livekit"}}
-    return event(STATE_TYPE, content, state_key="_@alice:lab.test_ALICE1") | changes
-
-
-def to_device(kind: str, content: Any, **changes: Any) -> dict[str, Any]:
-    """Give a to-device message from alice to bob, with changes."""
-    return {
-        "type": kind,
-        "sender": "@alice:lab.test",
-        "to_user_id": "@bob:lab.test",
-        "to_device_id": "BOB1",
-        "content": content,
-    } | changes
-
-
-def olm(length: int = 1280, body: str = "A", **changes: Any) -> dict[str, Any]:
-    """Give a sealed to-device message from alice to bob, with changes."""
-    content = {
-        "algorithm": "m.olm.v1.curve25519-aes-sha2",
-        "ciphertext": {"bob's key": {"type": 1, "body": (body * length)[:length]}},
-        "sender_key": "alice's key",
-    }
-    return to_device("m.room.encrypted", content) | changes
-
-
-def clear_key(**changes: Any) -> dict[str, Any]:
-    """Give a to-device key sent without Olm, with changes to its content."""
-    content = {
-        "keys": {"index": 0, "key": KEY},
-        "room_id": ROOM,
-        "member": {"claimed_device_id": "ALICE1"},
-        "session": {"call_id": "", "application": "m.call", "scope": "m.room"},
-    }
-    return to_device(KEY_TYPE, content | changes)
-
-
-def only(intake: Intake) -> Observation:
-    """Give the only observation of an intake."""
-    (observation,) = intake.observations
-    return observation
-
-
-def rejection(intake: Intake) -> Rejected:
-    """Give the only observation's body, a rejection."""
-    body = only(intake).body
-    assert isinstance(body, Rejected)
-    return body
 
 
 # --- every form ----------------------------------------------------------------------------------
@@ -348,137 +275,6 @@ def test_a_to_device_message_without_ends_is_nothing(name: str, value: Any) -> N
     assert ([], []) == (intake.observations, intake.envelopes)
 
 
-# --- times -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("sent", "expected"), [(-30, -30), (0, 0), (30, 0)])
-def test_event_time_is_the_earlier_of_sending_and_receipt(sent: float, expected: float) -> None:
-    """A clock that is ahead does not move an event into the future."""
-    observation = only(read({"events": [room_key() | {"origin_server_ts": ms(sent)}]}))
-
-    assert (at(expected), NOON) == (observation.event_at, observation.received_at)
-
-
-@pytest.mark.parametrize(("behind", "late"), [(0, False), (60, False), (61, True), (3600, True)])
-def test_what_the_watermark_has_passed_is_late(behind: float, late: bool) -> None:
-    """More than 60 s behind the watermark is late."""
-    found = only(read({"events": [room_key()]}, watermark_at=NOON + timedelta(seconds=behind)))
-
-    assert late is found.late
-
-
-def test_without_a_watermark_nothing_is_late() -> None:
-    """At the very first transaction there is nothing to be behind."""
-    assert not only(read({"events": [room_key() | {"origin_server_ts": ms(-3600)}]})).late
-
-
-def test_only_local_senders_and_to_device_move_the_watermark() -> None:
-    """Another server's clock does not move the watermark; of local events the newest does; to-device has ours."""
-    far = room_key() | {"sender": "@far:far.test"}
-    near = event("m.room.message", {}, origin_server_ts=ms(-20))
-    older = event("m.room.message", {}, origin_server_ts=ms(-50))
-
-    assert None is read({"events": [far]}).newest_at
-    assert at(-20) == read({"events": [far, near, older]}).newest_at
-    assert NOON == read({"events": [older], "to_device": [olm()]}).newest_at
-
-
-def test_a_local_clock_that_is_ahead_does_not_move_the_watermark_ahead() -> None:
-    """The watermark never passes the time of receipt."""
-    assert NOON == read({"events": [event("m.room.message", {}, origin_server_ts=ms(500))]}).newest_at
-
-
-def test_a_server_name_is_matched_whole() -> None:
-    """A server whose name ends like ours is another."""
-    assert None is read({"events": [event("m.room.message", {}, sender="@x:notlab.test")]}).newest_at
-
-
-# --- identity and tags -------------------------------------------------------------------------------
-
-
-def test_a_room_event_is_known_by_its_id() -> None:
-    """The event id is the identity, whatever else changes on a retry."""
-    first = only(read({"events": [room_key()]}))
-    again = only(read({"events": [room_key() | {"age": 5, "unsigned": {"age": 5}}]}, received_at=at(100)))
-
-    assert "$event" == first.identity == again.identity
-
-
-def test_an_envelope_is_known_by_ciphertext_and_recipient() -> None:
-    """The same message is recognised whenever and under whatever name it comes; another is not."""
-    first = read({"to_device": [olm()]}).envelopes[0]
-    again = read({"de.sorunome.msc2409.to_device": [olm()]}, received_at=at(50)).envelopes[0]
-    others = [olm(body="B"), olm(to_device_id="BOB2"), olm(to_user_id="@carol:lab.test")]
-
-    assert first.identity == again.identity
-    assert 4 == len({first.identity, *(read({"to_device": [other]}).envelopes[0].identity for other in others)})
-
-
-def test_a_cleartext_key_is_known_by_content_and_recipient() -> None:
-    """Equal content to the same device has an equal identity; another key, index or recipient has not."""
-    first = only(read({"to_device": [clear_key()]}))
-    again = only(read({"to_device": [clear_key()]}, received_at=at(50)))
-    others = [
-        clear_key() | {"to_device_id": "BOB2"},
-        clear_key(keys={"index": 1, "key": KEY}),
-        clear_key(keys={"index": 0, "key": KEY[::-1]}),
-    ]
-
-    assert first.identity == again.identity
-    assert 4 == len({first.identity, *(only(read({"to_device": [other]})).identity for other in others)})
-
-
-def test_identities_hold_nothing_of_the_message() -> None:
-    """An identity is a keyed hash: another deployment gives another, and no ciphertext is in it."""
-    other = TransactionReader(HOMESERVER, b"another secret")
-    mine, theirs = (read({"to_device": [olm()]}, reader=reader).envelopes[0] for reader in (READER, other))
-
-    assert mine.identity != theirs.identity and mine.body.sender_key_id != theirs.body.sender_key_id
-    assert "alice's key" not in msgspec.json.encode(mine).decode()
-
-
-def test_devices_of_one_user_are_told_apart_by_their_olm_key() -> None:
-    """Equal sender keys give equal ids, different ones different ids."""
-    content = olm()["content"]
-    laptop = olm(content=content | {"sender_key": "her laptop's key"})
-    ids = [found.body.sender_key_id for found in read({"to_device": [olm(), olm(body="B"), laptop]}).envelopes]
-
-    assert ids[0] == ids[1] != ids[2]
-
-
-def test_the_same_key_has_the_same_tag_on_both_transports() -> None:
-    """A key that went to-device in clear and then into the room is recognised, however it is written."""
-    intake = read({"events": [room_key()], "to_device": [clear_key(keys={"index": 0, "key": KEY + "=="})]})
-    tags = {found.body.keys[0].tag for found in intake.observations if isinstance(found.body, RoomKey | ToDeviceKey)}
-
-    assert 1 == len(tags) and None not in tags
-
-
-def test_tags_do_not_link_rooms() -> None:
-    """The same key in two rooms has two tags."""
-    intake = read({"events": [room_key(), room_key() | {"room_id": OTHER_ROOM, "event_id": "$2"}]})
-    tags = {found.body.keys[0].tag for found in intake.observations if isinstance(found.body, RoomKey)}
-
-    assert 2 == len(tags)
-
-
-def test_tags_can_be_switched_off() -> None:
-    """One switch leaves every mark without a tag."""
-    untagged = TransactionReader(HOMESERVER, SECRET, comparison_tags=False)
-    intake = read({"events": [room_key()], "to_device": [clear_key()]}, reader=untagged)
-    tags = [found.body.keys[0].tag for found in intake.observations if isinstance(found.body, RoomKey | ToDeviceKey)]
-
-    assert [None, None] == tags
-
-
-@pytest.mark.parametrize("field", ["room_id", "call_id", "device_id", "note"])
-def test_a_key_repeated_in_the_content_is_not_recorded(field: str) -> None:
-    """A sender that writes its key into another field does not get it recorded."""
-    intake = read({"events": [room_key(**{field: KEY})], "to_device": [clear_key(**{field: KEY})]})
-
-    assert KEY not in msgspec.json.encode(intake.observations).decode()
-
-
 # --- envelopes and counts ----------------------------------------------------------------------------
 
 
@@ -528,100 +324,3 @@ def test_an_empty_transaction_is_taken() -> None:
     changed = {"events": [], "org.matrix.msc3202.device_lists": {"changed": ["@alice:lab.test"], "left": []}}
 
     assert ([], [], None) == (read(changed).observations, read(changed).envelopes, read(changed).newest_at)
-
-
-# --- whatever comes ----------------------------------------------------------------------------------
-
-kinds = st.sampled_from(
-    [
-        *sorted(KEY_EVENT_TYPES),
-        STATE_TYPE,
-        "m.rtc.member",
-        "m.room.encrypted",
-        "m.room.member",
-        "m.room.redaction",
-        "m.room.create",
-        "m.room.encryption",
-    ]
-)
-fields = st.sampled_from(
-    [
-        "sender",
-        "room_id",
-        "event_id",
-        "origin_server_ts",
-        "state_key",
-        "content",
-        "redacts",
-        "sticky",
-        "msc4354_sticky",
-        "to_user_id",
-        "to_device_id",
-        "type",
-    ]
-)
-odd = st.builds(
-    lambda base, kind, changes: base | {"type": kind} | changes,
-    st.sampled_from([room_key(), member(), olm(), clear_key(), {}]),
-    kinds,
-    st.dictionaries(fields, json_values, max_size=4),
-)
-lists = st.lists(odd | json_values, max_size=5) | json_values
-bodies = st.fixed_dictionaries(
-    {},
-    optional={
-        "events": lists,
-        "to_device": lists,
-        "de.sorunome.msc2409.to_device": lists,
-        "ephemeral": json_values,
-        "device_one_time_keys_count": json_values,
-        "org.matrix.msc3202.device_one_time_keys_count": json_values,
-    },
-)
-
-
-@settings(max_examples=400)
-@given(bodies, st.booleans())
-def test_no_transaction_raises(body: dict[str, Any], is_watched: bool) -> None:
-    """Whatever JSON a transaction holds, reading it gives an intake whose values can be stored as JSON."""
-    intake = read(body, watched=WATCHED if is_watched else frozenset())
-    stored = msgspec.json.encode(intake.observations)
-
-    assert intake.observations == msgspec.json.decode(stored, type=list[Observation])
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"events": [{"type": ["x"]}]},
-        {"events": [{"type": {"x": 1}, "room_id": ROOM}]},
-        {"events": [{"type": "m.room.member", "room_id": ["x"]}]},
-        {"to_device": [{"type": {}}]},
-        {"to_device": [{"type": []}]},
-        {"events": [room_key() | {"origin_server_ts": 10**400}]},
-        {"events": [room_key(sent_ts=10**400)]},
-        {"events": [event("m.rtc.member", {"sticky_key": "x"}, sticky={"duration_ms": 10**400})]},
-        {"events": [event("m.room.message", {}, origin_server_ts=10**400)]},
-    ],
-    ids=lambda body: json.dumps(body)[:60],
-)
-def test_hostile_shapes_do_not_raise(body: dict[str, Any]) -> None:
-    """Types that cannot be looked up and numbers no float can hold are wire data like any other."""
-    assert len(body.get("events", ())) == read(body).event_count
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_recordings_are_read_whole(scenario: str) -> None:
-    """Every room key and membership of a recorded call is observed once, and nothing in it is rejected."""
-    truth = truth_of(scenario)
-    watched: set[RoomId] = set()
-    found: dict[str, Observation] = {}
-    for transaction in transactions_of(scenario):
-        intake = READER.read(transaction.body, received_at=transaction.received_at, watched=watched, watermark_at=None)
-        watched |= intake.rtc_rooms
-        assert not set(found) & {observation.identity for observation in intake.observations}
-        found |= {observation.identity: observation for observation in intake.observations}
-    sent = {request["event_id"] for request in truth["membership_requests"] if request["event_id"]}
-
-    assert set() == (set(truth["room_key_events"]) | sent) - set(found)
-    assert [] == [observation for observation in found.values() if isinstance(observation.body, Rejected)]
