@@ -1,4 +1,4 @@
-# The service alone: PostgreSQL is given by URL. Runs as any user id, on a read-only root file system, without capabilities.
+# The service, able to read encrypted rooms; PostgreSQL is given by URL. Runs as any user id, on a read-only root file system, without capabilities.
 FROM python:3.12-slim AS build
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -6,10 +6,10 @@ RUN python -m venv /build && python -m venv --without-pip /opt/rtc-appservice
 WORKDIR /src
 
 # Dependencies first: they change less often than the sources.
-COPY requirements/build.txt requirements/run.txt requirements/
+COPY requirements/build.txt requirements/encryption.txt requirements/
 RUN /build/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt
 RUN /build/bin/pip --python /opt/rtc-appservice/bin/python install --require-hashes --only-binary :all: \
-        -r requirements/run.txt
+        -r requirements/encryption.txt
 
 COPY . .
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \

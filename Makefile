@@ -52,6 +52,7 @@ lock: $(READY) ## requirements/*.txt anew from pyproject.toml; ARGS=--upgrade ta
 	@$(PIP) install 'uv==0.13.9'
 	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pyproject.toml --all-extras --group test --group lint --group build -o requirements/all.txt
 	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) -c requirements/all.txt pyproject.toml -o requirements/run.txt
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) -c requirements/all.txt pyproject.toml --extra encryption -o requirements/encryption.txt
 	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) -c requirements/all.txt --group build -o requirements/build.txt
 
 clean: ## remove what was made

@@ -1,9 +1,11 @@
 """What the import contracts cannot say: what `core` may do at all, and that nothing escapes the contracts."""
 
 import ast
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,41 @@ def test_dependencies_are_named_with_their_reason() -> None:
 
     assert 0 < len(lines)
     assert [] == [line for line in lines if " # " not in line]
+
+
+def test_tests_import_what_the_project_names() -> None:
+    """What another package happens to bring is gone with its next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lists = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
+    lists += project["dependency-groups"].values()
+    named = {_spelt(re.split(r"[<>=\[; ]", line)[0]) for lines in lists for line in lines}
+    brought_by = packages_distributions()
+    roots = {name.partition(".")[0] for path in (ROOT / "tests").rglob("*.py") for name in _imports(path)}
+    # What mautrix calls its extra `encryption` is python-olm.
+    named.add("python-olm")
+
+    assert [] == [root for root in sorted(roots) if named.isdisjoint(map(_spelt, brought_by.get(root, named)))]
+
+
+def _spelt(name: str) -> str:
+    """Give the name of a package as registries compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _locked(name: str) -> set[str]:
+    """Give the packages of a locked file with their versions."""
+    return set(re.findall(r"^\S+==[^\s;]+", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
+
+
+def test_locked_files_are_of_one_lock() -> None:
+    """What is installed to run is what was tested, and the image can do what `auditor.enabled` asks for."""
+    everything, run, encryption = _locked("all.txt"), _locked("run.txt"), _locked("encryption.txt")
+    used = re.findall(r"-r requirements/(\S+)", (ROOT / "Dockerfile").read_text())
+
+    assert set() == (run | encryption | _locked("build.txt")) - everything
+    assert {"python-olm", "unpaddedbase64"} <= {package.partition("==")[0] for package in encryption - run}
+    assert set() == run - encryption
+    assert ["build.txt", "encryption.txt"] == used
 
 
 def test_locked_files_hold_names_versions_and_hashes_only() -> None:

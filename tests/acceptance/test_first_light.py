@@ -3,7 +3,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import aiohttp
-import jsonschema  # type: ignore[import-untyped]  # comes with Synapse
+import jsonschema  # type: ignore[import-untyped]
 import pytest_asyncio
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]  # comes with Synapse; an independent reading of our schemas
+import jsonschema  # type: ignore[import-untyped]  # an independent reading of our schemas
 import pytest
 
 from rtc_appservice.core.model import CallReport

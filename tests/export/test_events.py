@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]  # comes with Synapse; an independent reading of our schemas
+import jsonschema  # type: ignore[import-untyped]  # an independent reading of our schemas
 import msgspec
 import pytest
 
