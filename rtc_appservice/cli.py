@@ -67,7 +67,7 @@ def run(config_path: Path) -> None:
     logs.configure(config.logging.level, config.logging.format)
     # asyncio takes over in a moment; until then, and while PostgreSQL stops, a SIGTERM must not leave it behind.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    with service.database(config.database) as dsn:
+    with service.database(config.database, make=True) as dsn:
         asyncio.run(service.run(config, registered, dsn))
 
 
@@ -188,7 +188,7 @@ def db_upgrade(config_path: Path) -> None:
     from rtc_appservice.service import database
     from rtc_appservice.store import migrate
 
-    with database(load_config(config_path).database) as dsn:
+    with database(load_config(config_path).database, make=True) as dsn:
         click.echo(f"the database is at {asyncio.run(migrate.upgrade(dsn))}")
 
 

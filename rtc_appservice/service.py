@@ -33,7 +33,7 @@ from rtc_appservice.ports import listening
 from rtc_appservice.projector import Projector, Replayed, no_events, replay, run_projector
 from rtc_appservice.registration import Registration
 from rtc_appservice.store import migrate
-from rtc_appservice.store.embedded import EmbeddedPostgres, watch_embedded
+from rtc_appservice.store.embedded import EmbeddedPostgres, is_made, watch_embedded
 from rtc_appservice.store.pool import Pool, open_pool, store_errors
 from rtc_appservice.store.streams import open_stream
 from rtc_appservice.view.access import Access, Names
@@ -44,11 +44,22 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def database(config: Database) -> Iterator[str]:
-    """Give the DSN of the configured database, or of an embedded one that runs for as long as it is in use."""
+def database(config: Database, *, make: bool = False) -> Iterator[str]:
+    """
+    Give the DSN of the configured database, or of an embedded one that runs for as long as it is in use.
+
+    Raises:
+        ConfigError: if there is no embedded one yet, and none is to be made.
+    """
     if config.dsn is not None:
         yield config.dsn
         return
+    if not make and not is_made(config.embedded_path):
+        raise ConfigError(
+            "There is no database yet: database.url is not set, and database.embedded_path names "
+            f"{config.embedded_path}, which holds no PostgreSQL. `rtc-appservice run` makes one there; if yours is "
+            "elsewhere, set database.url or RTC_APPSERVICE_DATABASE__URL."
+        )
     server = EmbeddedPostgres(config.embedded_path)
     try:
         dsn = server.start()

@@ -163,14 +163,27 @@ def test_an_empty_call_id_is_a_usage_error(here: Path) -> None:
 
 def test_db_without_a_url_is_our_own(installed: Path) -> None:
     """PostgreSQL is started in the stated folder, migrated, and gone at the end; the data stays."""
-    before = call("db", "current", "--format", "json")
     upgraded = call("db", "upgrade")
     after = call("db", "current", "--format", "json")
 
-    assert (1, {"current": None, "head": head()}) == (before.exit_code, json.loads(before.stdout))
     assert 0 == upgraded.exit_code
     assert (0, {"current": head(), "head": head()}) == (after.exit_code, json.loads(after.stdout))
     assert not (installed / "postgresql" / "postmaster.pid").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("db", "current"), ("report",), ("call", "e8ee4c59"), ("replay",), ("room", "list"), ("posthog", "requeue")],
+    ids=" ".join,
+)
+def test_what_reads_makes_no_database(installed: Path, command: tuple[str, ...]) -> None:
+    """Without a URL and before the first `run` there is nothing to read, and nothing is made by asking."""
+    result = call(*command)
+
+    assert (1, "") == (result.exit_code, result.stdout)
+    assert f"database.embedded_path names {installed / 'postgresql'}" in result.stderr
+    assert "`rtc-appservice run` makes one there" in result.stderr
+    assert ["config.yaml", "registration.yaml"] == sorted(path.name for path in installed.iterdir())
 
 
 def test_a_database_that_is_not_there_is_said(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +236,9 @@ async def _ready(body: bytes) -> bytes:
 def test_report_asks_for_the_migration(installed: Path, empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older schema is named with the command that helps."""
     monkeypatch.setenv("RTC_APPSERVICE_DATABASE__URL", empty_database)
-    result = call("report")
+    result, current = call("report"), call("db", "current", "--format", "json")
 
+    assert (1, {"current": None, "head": head()}) == (current.exit_code, json.loads(current.stdout))
     assert 1 == result.exit_code
     assert "The database is empty" in result.stderr
     assert "rtc-appservice db upgrade" in result.stderr

@@ -92,6 +92,11 @@ class EmbeddedPostgres:
                 sockets.rmdir()
 
 
+def is_made(folder: Path) -> bool:
+    """Tell whether a folder holds the data of a PostgreSQL; nothing is made or started."""
+    return (folder.expanduser() / "PG_VERSION").is_file()
+
+
 async def watch_embedded(folder: Path, stop: asyncio.Event) -> None:
     """Return when `stop` is set; raise `StoreUnavailable` if the server of that folder ends before."""
     import psutil
