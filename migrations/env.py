@@ -12,6 +12,7 @@ def run() -> None:
     if connection is None:
         context.configure(dialect_name="postgresql", literal_binds=True)
         with context.begin_transaction():
+            context.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
             context.run_migrations()
         return
     context.configure(connection=connection, transaction_per_migration=True)

@@ -177,7 +177,7 @@ def grafana(folder: Path, replace: bool) -> None:
 
 @main.group(cls=Commands)
 def db() -> None:
-    """The database schema: `upgrade` brings it to the newest migration, `current` names the one it is at."""
+    """The database schema: `upgrade` brings it to the newest migration, `current` says where it is, `sql` prints it."""
 
 
 @db.command("upgrade")
@@ -210,6 +210,16 @@ def db_current(config_path: Path, form: Format) -> None:
     else:
         click.echo(f"current {current or 'none'}\nnewest  {head}")
     sys.exit(0 if current == head else 1)
+
+
+@db.command("sql")
+@click.option("--from", "since", metavar="REVISION", help="Where the database is at.  [default: empty]")
+@example("rtc-appservice db sql --from 0005 > schema.sql")
+def db_sql(since: str | None) -> None:
+    """Print the migrations as SQL, for a database whose schema the service's own account may not change."""
+    from rtc_appservice.store import migrate
+
+    click.echo(migrate.sql(since), nl=False)
 
 
 # --- reports ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Stage 3: brings the schema to the newest migration. The migrations themselves are the only DDL."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,13 +11,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import rtc_appservice
-from rtc_appservice.errors import SchemaBehind, StoreUnavailable
+from rtc_appservice.errors import InputError, SchemaBehind, StoreUnavailable
 from rtc_appservice.store.pool import CONNECT_TIMEOUT_SECONDS, reaching_errors
 
 #: Any number, as long as it stays: «rtc-appsv» in ASCII cannot fit, so the first eight letters do.
@@ -69,6 +71,42 @@ async def upgrade(dsn: str) -> str:
             await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
             await connection.commit()
     return head()
+
+
+#: Stands above the SQL: what an operator who runs it has to know.
+_ABOUT_SQL = """\
+-- The schema of rtc-appservice, {since} to {head}. It brings its own transaction:
+--   psql --set ON_ERROR_STOP=1 --file schema.sql DATABASE
+--
+-- Not in here: the partitions of observation, call_session and finding. They follow the calendar, so the running
+-- service makes them ahead and drops those past retention. For that its account must own the three tables and their
+-- default partitions, and may CREATE in their schema. Where it may not, the service says so once an hour, rows stay in
+-- the default partitions, and what is past retention is deleted from them row by row.
+--
+-- What the account of the service needs at least (here: rtc_appservice), again after each migration:
+--   GRANT USAGE ON SCHEMA public, crypto TO rtc_appservice;
+--   GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public, crypto TO rtc_appservice;
+
+"""
+
+
+def sql(since: str | None = None) -> str:
+    """
+    Give the migrations as SQL, from the revision `since` (None: from an empty database) to the newest one.
+
+    Raises:
+        InputError: if there is no such revision.
+    """
+    written = io.StringIO()
+    config = _config()
+    config.output_buffer = written
+    try:
+        command.upgrade(config, f"{since or 'base'}:head", sql=True)
+    except CommandError as error:
+        known = ", ".join(sorted(each.revision for each in ScriptDirectory.from_config(config).walk_revisions()))
+        raise InputError(f"There is no migration {since}; there are {known}") from error
+    begin = f"from {since}" if since else "from an empty database"
+    return _ABOUT_SQL.format(since=begin, head=head()) + written.getvalue()
 
 
 async def require_head(dsn: str) -> None:

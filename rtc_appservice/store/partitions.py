@@ -64,25 +64,37 @@ async def maintain(conn: Connection, now: datetime) -> list[str]:
     Make the partitions of the next weeks, drop those past retention, and give the names of both.
 
     Safe to run anywhere and often: one process at a time does it. What cannot get its lock at once is left to the
-    next round, so that no reader or writer waits behind it.
+    next round, so that no reader or writer waits behind it. An account that may not make or drop partitions goes on
+    without.
     """
-    changed = []
+    changed: list[str] = []
     for partitioned in TABLES:
-        begin = partitioned.begin(now)
-        while begin <= now + AHEAD:
-            end = partitioned.begin(begin + timedelta(days=32)) if partitioned.begin is _month else begin + _WEEK
-            if await _attempt(conn, _create, partitioned, begin, end):
-                changed.append(_name(partitioned, begin))
-            begin = end
-        for name, end in await _existing(conn, partitioned):
-            if end <= now - partitioned.retention and await _attempt(conn, _drop, partitioned, name, end):
-                changed.append(name)
+        try:
+            await _turn(conn, partitioned, now, changed)
+        except asyncpg.InsufficientPrivilegeError:
+            log.warning(
+                "the database account may not make or drop partitions; rows stay in the default one",
+                extra={"table": partitioned.table},
+            )
         await _prune_default(conn, partitioned, now)
     await conn.execute("DELETE FROM observation_identity WHERE event_at < $1", now - OBSERVATION_RETENTION)
     await conn.execute("DELETE FROM stint WHERE left_at < $1", now - STINT_RETENTION)
     await conn.execute("DELETE FROM to_device_history WHERE at < $1", now - TO_DEVICE_RETENTION)
     await conn.execute("DELETE FROM device_fact WHERE fetched_at < $1", now - DEVICE_FACT_RETENTION)
     return changed
+
+
+async def _turn(conn: Connection, partitioned: _Partitioned, now: datetime, changed: list[str]) -> None:
+    """Make the partitions of one table that are due, drop those that are over, and add the names of both."""
+    begin = partitioned.begin(now)
+    while begin <= now + AHEAD:
+        end = partitioned.begin(begin + timedelta(days=32)) if partitioned.begin is _month else begin + _WEEK
+        if await _attempt(conn, _create, partitioned, begin, end):
+            changed.append(_name(partitioned, begin))
+        begin = end
+    for name, end in await _existing(conn, partitioned):
+        if end <= now - partitioned.retention and await _attempt(conn, _drop, partitioned, name, end):
+            changed.append(name)
 
 
 _WEEK = timedelta(days=7)
