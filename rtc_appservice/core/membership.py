@@ -14,6 +14,8 @@ from rtc_appservice.core.model import DeviceId, Membership, UserId
 
 STATE_TYPES = frozenset({"org.matrix.msc3401.call.member", "m.call.member"})
 STICKY_TYPES = frozenset({"org.matrix.msc4143.rtc.member", "m.rtc.member"})
+#: Where an event says, outside its content, that it is sticky (MSC4354).
+STICKY_MARKS = ("msc4354_sticky", "sticky")
 
 #: Longest stickiness a homeserver grants, MSC4354.
 MAX_STICKY_SECONDS = 3600.0
@@ -105,7 +107,7 @@ def parse_sticky(content: dict[str, Any], sender: UserId, sticky_seconds: float 
 
 def sticky_seconds(event: dict[str, Any]) -> float | None:
     """Give the stickiness of an event in seconds, at most an hour, or None if it is not sticky (MSC4354)."""
-    for name in ("msc4354_sticky", "sticky"):
+    for name in STICKY_MARKS:
         mark = event.get(name)
         if isinstance(mark, dict):
             duration = mark.get("duration_ms")

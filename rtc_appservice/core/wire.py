@@ -105,7 +105,7 @@ class TransactionReader:
                     ts = event.get("origin_server_ts")
                     if type(ts) is int and ts > newest_ms:
                         newest_ms = ts
-                plain = opened.event(event) if kind == "m.room.encrypted" else None
+                plain = opened.event(event) if opened.events and kind == "m.room.encrypted" else None
                 if plain is not None:
                     self._read_opened(event, plain, received_at, watermark_at, intake)
                 elif (
@@ -137,9 +137,11 @@ class TransactionReader:
     @staticmethod
     def _is_of_interest(event: dict[str, Any], watched: Container[RoomId], intake: Intake) -> bool:
         room_id = event.get("room_id")
-        if is_id(room_id) and (room_id in watched or room_id in intake.rtc_rooms):
+        if isinstance(room_id, str) and (room_id in watched or room_id in intake.rtc_rooms):
             return True
-        return event.get("type") == "m.room.encrypted" and membership.sticky_seconds(event) is not None
+        if event["type"] != "m.room.encrypted" or event.keys().isdisjoint(membership.STICKY_MARKS):
+            return False
+        return membership.sticky_seconds(event) is not None
 
     def _read_opened(
         self,
@@ -288,6 +290,6 @@ def _parse_room_state(kind: str, event: dict[str, Any], content: dict[str, Any],
 
 
 #: What stays of the outer event when what was sealed in it is read.
-_OUTER = ("event_id", "room_id", "sender", "origin_server_ts", "msc4354_sticky", "sticky")
+_OUTER = ("event_id", "room_id", "sender", "origin_server_ts", *membership.STICKY_MARKS)
 _WATCHED_ONLY = frozenset({"m.room.encrypted", "m.room.member", "m.room.redaction"})
 _RELEVANT = KEY_EVENT_TYPES | membership.STATE_TYPES | membership.STICKY_TYPES | set(_ROOM_STATE) | _WATCHED_ONLY

@@ -59,12 +59,15 @@ async def lend(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + seconds
     with store_errors():
-        async with pool.acquire(timeout=seconds / 2) as connection:
-            cut = loop.call_at(ends_at, connection.terminate)
-            try:
-                yield connection
-            finally:
-                cut.cancel()
+        # The pool's own time-out takes a task for every loan.
+        async with asyncio.timeout(seconds / 2):
+            connection = await pool.acquire()
+        cut = loop.call_at(ends_at, connection.terminate)
+        try:
+            yield connection
+        finally:
+            cut.cancel()
+            await pool.release(connection)
 
 
 @contextmanager
