@@ -108,6 +108,7 @@ async def record_one(conn: Connection) -> None:
 
 ACTS: dict[str, Act] = {
     "record": record_one,
+    "load_call_members": lambda c: observations.load_call_members(c, 1, HOMESERVER, ROOM, NOW),
     "load_room": lambda c: observations.load_room(c, HOMESERVER, ROOM, 1, NOW),
     "load_condition": lambda c: condition.load_condition(c, NOW),
     "candidates": lambda c: projection.candidates(c, 1, NOW, 100),

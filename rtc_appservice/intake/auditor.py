@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from rtc_appservice.core.membership import STATE_TYPES
 from rtc_appservice.core.model import Device, DeviceId, EventId, Gap, GapReason, RoomId, ServerName, ToDeviceKey, UserId
+from rtc_appservice.core.stints import DeviceStint, build_stints, in_order
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import DataRefused, RtcAppserviceError
 from rtc_appservice.intake.decrypt import Reading
@@ -28,11 +29,12 @@ from rtc_appservice.intake.device_setup import DeviceSetup
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.identities import Identities
 from rtc_appservice.intake.own_device import OwnDevice
-from rtc_appservice.intake.sealed import Invitations, SealedIntake
+from rtc_appservice.intake.sealed import WITNESS_TYPE, Invitations, SealedIntake
 from rtc_appservice.intake.transaction import TransactionIntake, now_utc
 from rtc_appservice.intake.witness import Witness
 from rtc_appservice.store import audited_rooms, crypto
 from rtc_appservice.store.gaps import record_gaps
+from rtc_appservice.store.observations import load_call_members
 from rtc_appservice.store.pool import Connection, Pool, store_errors
 
 _log = logging.getLogger("rtc_appservice.intake")
@@ -45,8 +47,10 @@ REFUSED_SECONDS = 60.0
 #: Behind the last answer by more than this, what `/sync` brings was sent before it could be read.
 BEHIND = timedelta(seconds=10)
 _AT_ONCE = 100
+#: Memberships are believed for four hours, and refreshed before that; some clients take their time.
+MEMBERS_SINCE = timedelta(days=1)
 #: State that is of use however old it is; memberships of longer ago than a week are over.
-_SNAPSHOT = STATE_TYPES | {"m.room.encryption", "m.room.history_visibility"}
+_SNAPSHOT = STATE_TYPES | {"m.room.encryption", "m.room.history_visibility", WITNESS_TYPE}
 
 
 class AuditorTerms(Struct, frozen=True, kw_only=True):
@@ -146,7 +150,15 @@ class Auditor:
         self._sealed.calls_changed |= self.own.rooms
         self._sealed.call_changed.set()
         self._intake.sealed = self._sealed
-        self._witness = Witness(self._api, device, self._sealed, self._is_witness, terms.witness_notice)
+        self._witness = Witness(
+            self._api,
+            device,
+            self._sealed,
+            is_wanted=self._is_witness,
+            members=self._call_members,
+            notice=terms.witness_notice,
+            clock=self._clock,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Live until `stop`; what the homeserver or the database refuse is tried again."""
@@ -284,6 +296,14 @@ class Auditor:
     async def _is_witness(self, room_id: RoomId) -> bool:
         async with self._database() as conn:
             return await audited_rooms.is_witness(conn, self._homeserver_id, room_id)
+
+    async def _call_members(self, room_id: RoomId) -> list[DeviceStint]:
+        """Give who has been in the calls of a room of late, as recorded."""
+        now = self._clock()
+        async with self._database() as conn:
+            where = self._homeserver_id, self._homeserver, room_id
+            found = await load_call_members(conn, *where, now - MEMBERS_SINCE)
+        return build_stints(in_order(found), now)
 
     # --- events that could not be read ---------------------------------------------------------
 

@@ -171,6 +171,25 @@ async def load_since(
     return _read(rows, homeserver, room_id)
 
 
+async def load_call_members(
+    conn: Connection, homeserver_id: int, homeserver: ServerName, room_id: RoomId, since: datetime
+) -> list[Observation]:
+    """Give what tells who is in the calls of a room, from `since` on, in order of event time."""
+    rows = await conn.fetch(
+        """
+        SELECT identity, event_at, received_at, late, body FROM observation
+        WHERE room_key = (SELECT room_key FROM room WHERE homeserver_id = $1 AND room_id = $2) AND event_at >= $3
+          AND (kind IN ('membership', 'rejected')
+               OR (kind = 'room_state' AND body ->> 'event_type' = 'm.room.member'))
+        ORDER BY event_at, identity
+        """,
+        homeserver_id,
+        room_id,
+        since,
+    )
+    return _read(rows, homeserver, room_id)
+
+
 def _read(rows: Iterable["asyncpg.Record"], homeserver: ServerName, room_id: RoomId) -> list[Observation]:
     return [
         Observation(
