@@ -14,6 +14,8 @@ from typing import Any, NewType
 
 from msgspec import Struct, field
 
+from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
+
 ServerName = NewType("ServerName", str)
 RoomId = NewType("RoomId", str)
 UserId = NewType("UserId", str)
@@ -465,6 +467,19 @@ class KeyDistribution(Struct, frozen=True, kw_only=True):
     observations: tuple[str, ...]
 
 
+class UndecryptableKey(Struct, frozen=True, kw_only=True):
+    """What may have been a media key in a call, and could not be opened by the service's device when it came."""
+
+    identity: str  #: of the observation
+    sender: DeviceRef
+    key_transport: KeyTransport
+    at: datetime
+    evidence: Evidence  #: `decrypted` or `direct` once it was read
+    reason: UndecryptableReason
+    withheld_code: WithheldCode | None
+    opened_at: datetime | None  #: None: never
+
+
 class StintSpan(Struct, frozen=True, kw_only=True):
     """A stint with its slot: what placing an envelope needs to know."""
 
@@ -484,6 +499,8 @@ class CallSession(Struct, frozen=True, kw_only=True):
     stints: tuple[StintSpan, ...]
     #: Devices seen to distribute by to-device, with the first time: the history `gave_up` asks for.
     to_device_seen: tuple[tuple[UserId, DeviceId, datetime], ...]
+    #: Joined from the store when the call settles; never part of what is projected.
+    undecryptable: tuple[UndecryptableKey, ...] = ()
 
 
 class LedgerEntry(Struct, frozen=True, kw_only=True):

@@ -2,8 +2,9 @@
 Stage 5: the totals. What a settled call or finding adds to them, and the closed list of what there is.
 
 A total is written in the same commit as the finding or call it counts, once, and never recomputed:
-so a restart, retention, replay or re-projection changes no number on the metrics page. Every total
-is split by evidence.
+so a restart, retention, replay or re-projection changes no number on the metrics page. What a call or
+finding adds is split by evidence. What the service's own device opened, and what it could not, is added
+in the commit that first records it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from rtc_appservice.core.model import (
     Outcome,
     Verdict,
 )
+from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
 
 Labels = Mapping[str, str]
 
@@ -70,7 +72,67 @@ FINDINGS = Total(
     labels={"kind": tuple(FindingKind), "evidence": _EVIDENCE},
 )
 
-TOTALS = (CALLS_ENDED, KEY_DISTRIBUTIONS, KEY_OBLIGATIONS, KEY_FALLBACKS, FINDINGS)
+
+#: `later`: it could not be opened when it came, and stands in the total of what could not, too.
+_WHEN = ("at_once", "later")
+_R = UndecryptableReason
+_OF_EVENTS = (
+    _R.MISSING_SESSION,
+    _R.WITHHELD,
+    _R.BEFORE_SESSION,
+    _R.MEGOLM_FAILED,
+    _R.REPLAYED,
+    _R.WRONG_ROOM,
+    _R.WRONG_SENDER,
+    _R.MALFORMED,
+)
+_OF_MESSAGES = (_R.NO_OLM_SESSION, _R.OLM_FAILED, _R.WRONG_RECIPIENT, _R.WRONG_SENDER, _R.MALFORMED)
+
+EVENTS_DECRYPTED = Total(
+    name="events_decrypted",
+    help="Encrypted events, of rooms the service's device is in, that it opened: at once, or later after all.",
+    labels={"when": _WHEN},
+)
+EVENTS_UNDECRYPTABLE = Total(
+    name="events_undecryptable",
+    help="Encrypted events, of rooms the service's device is in, that it could not open when they came, by reason.",
+    labels={"reason": _OF_EVENTS},
+)
+TO_DEVICE_DECRYPTED = Total(
+    name="to_device_decrypted",
+    help="To-device messages that the service's device opened.",
+    labels={},
+)
+TO_DEVICE_UNDECRYPTABLE = Total(
+    name="to_device_undecryptable",
+    help="To-device messages that the service's device could not open, by reason.",
+    labels={"reason": _OF_MESSAGES},
+)
+SESSIONS_WITHHELD = Total(
+    name="megolm_sessions_withheld",
+    help="Megolm sessions that a sender said to keep from the service's device, by the code it gave.",
+    labels={"code": tuple(WithheldCode)},
+)
+KEYS_UNDECRYPTABLE = Total(
+    name="keys_undecryptable",
+    help="What may have been media keys in ended call sessions, and the service's device could not open when it came,"
+    " by reason; `opened`: whether it could before the call session settled.",
+    labels={"reason": tuple(UndecryptableReason), "opened": ("later", "never")},
+)
+
+TOTALS = (
+    CALLS_ENDED,
+    KEY_DISTRIBUTIONS,
+    KEY_OBLIGATIONS,
+    KEY_FALLBACKS,
+    FINDINGS,
+    KEYS_UNDECRYPTABLE,
+    EVENTS_DECRYPTED,
+    EVENTS_UNDECRYPTABLE,
+    TO_DEVICE_DECRYPTED,
+    TO_DEVICE_UNDECRYPTABLE,
+    SESSIONS_WITHHELD,
+)
 
 
 def fallback_of(session: CallSession, finding: Finding) -> Fallback | None:
@@ -111,4 +173,34 @@ def increments(session: CallSession, newly_settled: Sequence[Finding], newly_end
         for outcome in KEY_OBLIGATIONS.labels["outcome"]:
             if count := getattr(report.obligations, outcome):
                 add(KEY_OBLIGATIONS, count, outcome=outcome, evidence=report.evidence)
+        for key in session.undecryptable:
+            add(KEYS_UNDECRYPTABLE, reason=key.reason, opened="never" if key.opened_at is None else "later")
     return [(name, dict(labels), amount) for (name, labels), amount in sorted(amounts.items())]
+
+
+def event_increments(
+    reasons: Sequence[UndecryptableReason], codes: Sequence[WithheldCode], *, at_once: int, later: int
+) -> list[Increment]:
+    """
+    Give what room events add to the totals that were opened, or could not be, for the first time.
+
+    Args:
+        reasons: of the events that could not be opened.
+        codes: of the Megolm sessions that are withheld.
+        at_once: events that were opened when they came.
+        later: events that were opened after they could not be.
+    """
+    opened = zip(_WHEN, (at_once, later), strict=True)
+    return [
+        *((EVENTS_DECRYPTED.name, {"when": when}, amount) for when, amount in opened if amount),
+        *((EVENTS_UNDECRYPTABLE.name, {"reason": str(reason)}, 1) for reason in reasons),
+        *((SESSIONS_WITHHELD.name, {"code": str(code)}, 1) for code in codes),
+    ]
+
+
+def message_increments(reasons: Sequence[UndecryptableReason], *, opened: int) -> list[Increment]:
+    """Give what to-device messages for the device add: `reasons` of those that could not be opened, and the others."""
+    return [
+        *([(TO_DEVICE_DECRYPTED.name, {}, opened)] if opened else []),
+        *((TO_DEVICE_UNDECRYPTABLE.name, {"reason": str(reason)}, 1) for reason in reasons),
+    ]

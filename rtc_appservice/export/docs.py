@@ -46,9 +46,11 @@ _METRICS_INTRO = """\
 
 Written by `python -m rtc_appservice.export.docs`; do not edit.
 
-Totals come from the database, where each was added together with the call or finding it counts: a restart, a
-second replica, retention or a replay changes none. Every total is split by `evidence`: `direct`, `decrypted`,
-`inferred` or `reported`. `homeserver` is the operator's own. While the database cannot be reached, what is read
+Totals come from the database, where each was added together with what it counts: a restart, a second replica,
+retention or a replay changes none. Totals of calls, media keys owed or handed out, and findings are split by
+`evidence`: `direct`, `decrypted`, `inferred` or `reported`. What the service's own device could and could not open
+counts once, however often it comes: the share it cannot read is what it could not open, less what it opened `later`,
+of that and what it opened `at_once`. `homeserver` is the operator's own. While the database cannot be reached, what is read
 from it is missing from the page rather than stale, and `rtc_appservice_database_up` is 0. The rest belongs to the
 process and starts at 0 with it.
 """

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 from rtc_appservice.core.fields import from_ms, is_id
 from rtc_appservice.core.model import Device, DeviceTrust, RoomId, UserId
 from rtc_appservice.core.opened import Opened, Plaintext
+from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.intake.device_keys import Identity, sealed_by
 from rtc_appservice.intake.keyring import CannotOpen, Keyring, message_id
 
@@ -35,7 +36,7 @@ class UnreadEvent(Struct, frozen=True, kw_only=True):
     room_id: RoomId
     session_id: str
     at: datetime | None  #: `origin_server_ts`
-    reason: str
+    reason: UndecryptableReason
 
 
 class Reading(Struct):
@@ -43,7 +44,8 @@ class Reading(Struct):
 
     opened: Opened
     unread_events: list[UnreadEvent] = field(default_factory=list)
-    unread_messages: list[tuple[str, str]] = field(default_factory=list)  #: (hash of the ciphertext, reason)
+    #: To-device messages that could not be opened: (hash of the ciphertext, reason).
+    unread_messages: list[tuple[str, UndecryptableReason]] = field(default_factory=list)
     #: Megolm sessions that came, or came again from an earlier index: what waits for them can be opened now.
     sessions: set[tuple[RoomId, str]] = field(default_factory=set)
     #: Megolm sessions that are kept from the device, with the code that says why.
@@ -158,11 +160,11 @@ def open_event(event: dict[str, Any], keyring: Keyring, reading: Reading) -> Non
         plaintext = _parse(text)
         inner = plaintext.get("content")
         if not isinstance(inner, dict):
-            raise CannotOpen("malformed")
+            raise CannotOpen(UndecryptableReason.MALFORMED)
         if plaintext.get("room_id") != room_id:
-            raise CannotOpen("wrong_room")
+            raise CannotOpen(UndecryptableReason.WRONG_ROOM)
         if session.owner != event["sender"]:
-            raise CannotOpen("wrong_sender")
+            raise CannotOpen(UndecryptableReason.WRONG_SENDER)
     except CannotOpen as fault:
         reading.unread_events.append(
             UnreadEvent(
@@ -195,7 +197,7 @@ def _parse(text: str) -> dict[str, Any]:
     except ValueError:
         plaintext = None
     if not isinstance(plaintext, dict) or not isinstance(plaintext.get("type"), str):
-        raise CannotOpen("malformed")
+        raise CannotOpen(UndecryptableReason.MALFORMED)
     return plaintext
 
 
@@ -203,12 +205,12 @@ def _checked_content(plaintext: dict[str, Any], message: SealedMessage, keyring:
     """Give the content of an Olm plaintext that is from whom it was said to be and for us."""
     content, for_keys = plaintext.get("content"), plaintext.get("recipient_keys")
     if plaintext.get("sender") != message.sender:
-        raise CannotOpen("wrong_sender")
+        raise CannotOpen(UndecryptableReason.WRONG_SENDER)
     own_key = for_keys.get("ed25519") if isinstance(for_keys, dict) else None
     if plaintext.get("recipient") != keyring.device[0] or own_key != keyring.signing_key:
-        raise CannotOpen("wrong_recipient")
+        raise CannotOpen(UndecryptableReason.WRONG_RECIPIENT)
     if not isinstance(content, dict):
-        raise CannotOpen("malformed")
+        raise CannotOpen(UndecryptableReason.MALFORMED)
     return content
 
 

@@ -14,6 +14,7 @@ from olm.group_session import InboundGroupSession, OlmGroupSessionError
 from olm.session import InboundSession, OlmMessage, OlmPreKeyMessage, OlmSessionError
 
 from rtc_appservice.core.model import Device, RoomId, UserId
+from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.intake.device_keys import SealedBy
 
 #: A sender whose device forgot its session makes a new one; older than these none is used again.
@@ -21,9 +22,9 @@ MAX_OLM_SESSIONS = 10
 
 
 class CannotOpen(Exception):
-    """A sealed event or message cannot be opened; the reason is one of a few fixed words."""
+    """A sealed event or message cannot be opened."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: UndecryptableReason) -> None:
         """Take the reason."""
         super().__init__(reason)
         self.reason = reason
@@ -46,7 +47,7 @@ class Changes:
     account: bool = False
     olm_sessions: dict[tuple[str, str], Any] = field(default_factory=dict)  #: (sender key, session id) -> olm.Session
     megolm_sessions: dict[tuple[RoomId, str], MegolmSession] = field(default_factory=dict)
-    indices: dict[tuple[str, int], str] = field(default_factory=dict)  #: (session id, index) -> event id
+    indices: dict[tuple[str, int], str] = field(default_factory=dict)  #: used first: (session id, index) -> event id
     messages: set[str] = field(default_factory=set)  #: hashes of the ciphertexts that were taken
 
 
@@ -79,7 +80,7 @@ class Keyring:
                 return self._open_pre_key(sender_key, OlmPreKeyMessage(text))
             return self._open_normal(sender_key, OlmMessage(text))
         except (OlmSessionError, ValueError):
-            raise CannotOpen("olm_failed") from None
+            raise CannotOpen(UndecryptableReason.OLM_FAILED) from None
 
     def _open_pre_key(self, sender_key: str, message: Any) -> str:
         for session in self.olm_sessions.get(sender_key, ()):
@@ -107,7 +108,7 @@ class Keyring:
                 return self._decrypt(sender_key, session, message)
             except OlmSessionError:
                 continue
-        raise CannotOpen("no_olm_session")
+        raise CannotOpen(UndecryptableReason.NO_OLM_SESSION)
 
     def _decrypt(self, sender_key: str, session: Any, message: Any) -> str:
         text = str(session.decrypt(message))
@@ -144,16 +145,19 @@ class Keyring:
         """Open a Megolm event; raises CannotOpen."""
         known = self.megolm_sessions.get((room_id, session_id))
         if known is None:
-            raise CannotOpen("missing_session")
+            raise CannotOpen(UndecryptableReason.MISSING_SESSION)
         try:
             plaintext, index = known.session.decrypt(text)
         except (OlmGroupSessionError, ValueError) as error:
             is_early = "UNKNOWN_MESSAGE_INDEX" in str(error)
-            raise CannotOpen("before_session" if is_early else "megolm_failed") from None
-        first = self.indices.setdefault((session_id, index), event_id)
-        if first != event_id:
-            raise CannotOpen("replayed")
-        self.changes.indices[(session_id, index)] = event_id
+            raise CannotOpen(
+                UndecryptableReason.BEFORE_SESSION if is_early else UndecryptableReason.MEGOLM_FAILED
+            ) from None
+        first = self.indices.get((session_id, index))
+        if first is None:
+            self.indices[(session_id, index)] = self.changes.indices[(session_id, index)] = event_id
+        elif first != event_id:
+            raise CannotOpen(UndecryptableReason.REPLAYED)
         return str(plaintext), known
 
     def take(self, text: str) -> bool:

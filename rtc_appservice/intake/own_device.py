@@ -15,14 +15,18 @@ from olm.account import Account
 from olm.group_session import InboundGroupSession
 from olm.session import Session
 
+from rtc_appservice.core.keyed import Keyed
 from rtc_appservice.core.model import Device, EventId, Gap, GapReason, RoomId, ServerName
+from rtc_appservice.core.rollup import Increment, event_increments, message_increments
+from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.intake.decrypt import Reading, messages_for, sealed_events
 from rtc_appservice.intake.device_keys import SealedBy
 from rtc_appservice.intake.keyring import MAX_OLM_SESSIONS, Keyring, MegolmSession, message_id
-from rtc_appservice.store import crypto
-from rtc_appservice.store.crypto import MegolmRow, UnreadRow
+from rtc_appservice.store import crypto, totals, undecryptable
+from rtc_appservice.store.crypto import MegolmRow
 from rtc_appservice.store.gaps import record_gaps
 from rtc_appservice.store.pool import Connection
+from rtc_appservice.store.undecryptable import UnreadRow
 
 
 def pickle_key(secret: bytes) -> str:
@@ -38,6 +42,7 @@ class OwnDevice:
         self._homeserver = homeserver
         self._homeserver_id = homeserver_id
         self._pickle_key = pickle_key(secret)
+        self._keyed = Keyed(secret)
         self.device = device
         self.identity_key = ""  #: known once the device is loaded
         self.rooms: set[RoomId] = set()
@@ -88,8 +93,10 @@ class OwnDevice:
         )
         return keyring
 
-    async def save(self, conn: Connection, keyring: Keyring, reading: Reading, at: datetime) -> None:
-        """Write what opening changed and what could not be opened, in the caller's transaction."""
+    async def save(
+        self, conn: Connection, body: dict[str, Any], keyring: Keyring, reading: Reading, at: datetime
+    ) -> None:
+        """Write what opening changed, what could not be opened and what both add to the totals: the caller commits."""
         changes, homeserver_id = keyring.changes, self._homeserver_id
         if changes.account:
             await crypto.save_account(conn, homeserver_id, self.pickle(keyring.account))
@@ -102,6 +109,16 @@ class OwnDevice:
             await crypto.save_indices(conn, homeserver_id, changes.indices, at)
         if changes.messages:
             await crypto.save_taken(conn, homeserver_id, changes.messages, at)
+        added = await self._note_events(conn, body, keyring, reading, at)
+        added += await self._note_messages(conn, body, keyring, reading, at)
+        await totals.add(conn, homeserver_id, added)
+
+    async def _note_events(
+        self, conn: Connection, body: dict[str, Any], keyring: Keyring, reading: Reading, at: datetime
+    ) -> list[Increment]:
+        """Note which events were opened and which not, and give what is new of it. A withheld session counts too."""
+        homeserver_id = self._homeserver_id
+        codes = await undecryptable.note_withheld(conn, homeserver_id, reading.withheld, at) if reading.withheld else []
         unread = [
             UnreadRow(
                 event_id=EventId(event.event_id),
@@ -113,13 +130,28 @@ class OwnDevice:
             for event in reading.unread_events
             if event.room_id in self.rooms
         ]
+        reasons = await undecryptable.note_unread(conn, homeserver_id, unread, at) if unread else []
+        here = {event["event_id"] for event in sealed_events(body) if event["room_id"] in self.rooms}
+        opened = here & reading.opened.events.keys()
+        later = await undecryptable.note_opened(conn, homeserver_id, opened, at) if opened else frozenset()
+        at_once = (opened & set(keyring.changes.indices.values())) - later
+        return event_increments(reasons, codes, at_once=len(at_once), later=len(later))
+
+    async def _note_messages(
+        self, conn: Connection, body: dict[str, Any], keyring: Keyring, reading: Reading, at: datetime
+    ) -> list[Increment]:
+        """Note which to-device messages were opened and which not, and give what is new of it."""
+        unread = dict(reading.unread_messages)
+        reasons: list[UndecryptableReason] = []
         if unread:
-            await crypto.add_unread(conn, homeserver_id, unread, at)
-        for (room_id, session_id), code in reading.withheld.items():
-            await crypto.mark_withheld(conn, homeserver_id, room_id, session_id, code)
-        if reading.unread_messages:
-            gaps = [self._gap(name, at) for name, _ in reading.unread_messages]
-            await record_gaps(conn, homeserver_id, gaps)
+            await record_gaps(conn, self._homeserver_id, [self._gap(name, at) for name in unread])
+            named = {
+                self._keyed.identity(message.text, *self.device): unread[message_id(message.text)]
+                for message in messages_for(body, self.device, keyring.identity_key)
+                if message_id(message.text) in unread
+            }
+            reasons = await undecryptable.note_unread_messages(conn, self._homeserver_id, named, at)
+        return message_increments(reasons, opened=len(keyring.changes.messages - unread.keys()))
 
     def _rows(self, sessions: Iterable[tuple[tuple[RoomId, str], MegolmSession]]) -> list[MegolmRow]:
         return [

@@ -77,8 +77,8 @@ class SealedIntake:
     async def save(
         self, conn: Connection, body: dict[str, Any], keyring: Keyring, reading: Reading, at: datetime
     ) -> None:
-        """Write the device's keys, what it could not read, and the rooms it was asked into or put out of."""
-        await self.own.save(conn, keyring, reading, at)
+        """Write the device's keys, what it could read and not, and the rooms it was asked into or put out of."""
+        await self.own.save(conn, body, keyring, reading, at)
         for room_id, change in self._changes(body):
             if change == "invite":
                 await audited_rooms.want_room(conn, self._homeserver_id, room_id, wanted=True)

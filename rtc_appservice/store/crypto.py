@@ -11,9 +11,12 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 
 from rtc_appservice.core.model import Device, DeviceId, DeviceTrust, EventId, RoomId, UserId
+from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.store.pool import Connection
+from rtc_appservice.store.undecryptable import UnreadRow
 
-#: The homeserver keeps a to-device message until `/sync` has taken it: longer ago none comes again.
+#: The homeserver keeps a to-device message until `/sync` has taken it: longer ago none comes again. And no Megolm
+#: session is used for longer.
 TAKEN_RETENTION = timedelta(days=30)
 #: Observations older than this are dropped, so an event read by then would say nothing.
 UNREAD_RETENTION = timedelta(days=7)
@@ -42,16 +45,6 @@ class MegolmRow(Struct, frozen=True, kw_only=True):
     trust: DeviceTrust
     first_index: int
     pickle: str
-
-
-class UnreadRow(Struct, frozen=True, kw_only=True):
-    """An event that could not be opened."""
-
-    event_id: EventId
-    room_id: RoomId
-    session_id: str
-    event_at: datetime | None
-    reason: str
 
 
 _DEVICE = """
@@ -275,50 +268,26 @@ async def save_taken(conn: Connection, homeserver_id: int, message_ids: Collecti
     )
 
 
-async def add_unread(conn: Connection, homeserver_id: int, events: Iterable[UnreadRow], at: datetime) -> None:
-    """Note events that could not be opened, or the reason why they still cannot."""
-    await conn.executemany(
-        """
-        INSERT INTO crypto.unread_event (homeserver_id, event_id, room_id, session_id, event_at, reason, noted_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7)
-        ON CONFLICT (homeserver_id, event_id) DO UPDATE SET reason = excluded.reason
-        """,
-        [(homeserver_id, e.event_id, e.room_id, e.session_id, e.event_at, e.reason, at) for e in events],
-    )
-
-
-async def mark_withheld(conn: Connection, homeserver_id: int, room_id: RoomId, session_id: str, code: str) -> None:
-    """Note why the session of unread events does not come."""
-    await conn.execute(
-        """
-        UPDATE crypto.unread_event SET withheld_code = $4
-        WHERE homeserver_id = $1 AND room_id = $2 AND session_id = $3
-        """,
-        homeserver_id,
-        room_id,
-        session_id,
-        code,
-    )
-
-
 async def readable_now(conn: Connection, homeserver_id: int, limit: int) -> list[UnreadRow]:
     """Give unread events whose session has come since."""
     rows = await conn.fetch(
         """
         SELECT event_id, room_id, session_id, event_at, reason FROM crypto.unread_event
         JOIN crypto.megolm_session USING (homeserver_id, room_id, session_id)
-        WHERE homeserver_id = $1 AND reason = 'missing_session' ORDER BY noted_at, event_id LIMIT $2
+        WHERE homeserver_id = $1 AND waiting AND reason = 'missing_session' ORDER BY noted_at, event_id LIMIT $2
         """,
         homeserver_id,
         limit,
     )
-    return [UnreadRow(**dict(row)) for row in rows]
+    return [UnreadRow(**{**dict(row), "reason": UndecryptableReason(row["reason"])}) for row in rows]
 
 
 async def drop_unread(conn: Connection, homeserver_id: int, event_id: EventId) -> None:
-    """Forget an unread event: it has been read, or is gone from the homeserver."""
+    """Wait no longer for an unread event: it is read now, or is gone from the homeserver."""
     await conn.execute(
-        "DELETE FROM crypto.unread_event WHERE homeserver_id = $1 AND event_id = $2", homeserver_id, event_id
+        "UPDATE crypto.unread_event SET waiting = false WHERE homeserver_id = $1 AND event_id = $2",
+        homeserver_id,
+        event_id,
     )
 
 
@@ -326,8 +295,9 @@ async def count_unread(conn: Connection, homeserver_id: int) -> dict[str, int]:
     """Give how many events wait unread, by the withheld code or else the reason."""
     rows = await conn.fetch(
         """
-        SELECT coalesce(withheld_code, reason) AS why, count(*) AS events FROM crypto.unread_event
-        WHERE homeserver_id = $1 GROUP BY why
+        SELECT coalesce(code, reason) AS why, count(*) AS events
+        FROM crypto.unread_event LEFT JOIN crypto.withheld_session USING (homeserver_id, room_id, session_id)
+        WHERE homeserver_id = $1 AND waiting GROUP BY why
         """,
         homeserver_id,
     )
@@ -336,11 +306,12 @@ async def count_unread(conn: Connection, homeserver_id: int) -> dict[str, int]:
 
 async def prune(conn: Connection, homeserver_id: int, now: datetime) -> None:
     """Drop what can no longer matter."""
-    await conn.execute(
+    for statement in (
         "DELETE FROM crypto.taken_message WHERE homeserver_id = $1 AND taken_at < $2",
-        homeserver_id,
-        now - TAKEN_RETENTION,
-    )
+        "DELETE FROM crypto.unread_message WHERE homeserver_id = $1 AND noted_at < $2",
+        "DELETE FROM crypto.withheld_session WHERE homeserver_id = $1 AND noted_at < $2",
+    ):
+        await conn.execute(statement, homeserver_id, now - TAKEN_RETENTION)
     await conn.execute(
         "DELETE FROM crypto.unread_event WHERE homeserver_id = $1 AND noted_at < $2",
         homeserver_id,
