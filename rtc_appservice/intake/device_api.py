@@ -27,6 +27,8 @@ SYNC_TIMEOUT_MS = 30_000
 _SYNC_FILTER = json.dumps(
     {"presence": {"not_types": ["*"]}, "account_data": {"not_types": ["*"]}, "room": {"rooms": []}}
 )
+#: What a homeserver answers that does not create devices without a login: Synapse 1.118 says 404.
+_NOT_WITHOUT_LOGIN = (400, 403, 404, 405)
 _DELAY = "org.matrix.msc4140.delay"
 
 
@@ -70,8 +72,28 @@ class DeviceApi:
                 raise
 
     async def create_device(self, name: str) -> None:
-        """Create the device without a login (MSC4190); nothing happens if it is there."""
-        await self._user.request(Method.PUT, Path.v3.devices[self._device[1]], {"display_name": name})
+        """
+        Create the device without a login (MSC4190), or by one where the homeserver refuses that.
+
+        Nothing happens if it is there.
+        """
+        try:
+            await self._user.request(Method.PUT, Path.v3.devices[self._device[1]], {"display_name": name})
+        except MatrixRequestError as error:
+            if getattr(error, "http_status", None) not in _NOT_WITHOUT_LOGIN:
+                raise
+            await self._log_in(name)
+
+    async def _log_in(self, name: str) -> None:
+        """Have the device created by an appservice login; the access token that comes of it is dropped."""
+        user_id, device_id = self._device
+        content = {
+            "type": "m.login.application_service",
+            "identifier": {"type": "m.id.user", "user": user_id},
+            "device_id": device_id,
+            "initial_device_display_name": name,
+        }
+        await self._plain.request(Method.POST, Path.v3.login, content)
 
     async def upload_keys(self, content: dict[str, Any]) -> dict[str, int]:
         """Upload device keys, one-time keys or a fallback key; give how many one-time keys there are."""

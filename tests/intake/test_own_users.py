@@ -1,4 +1,7 @@
+import io
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -95,11 +98,89 @@ async def test_refuses_anybody_else_however_asked(service: IntakeServer, homeser
     assert homeserver.asked == []
 
 
-@pytest.mark.parametrize("path", ["/_matrix/client/v3/login", "/_matrix/client/r0/login/"])
-async def test_refuses_to_log_in(service: IntakeServer, homeserver: Homeserver, path: str) -> None:
-    """An appservice login gives a token of its own for any user in the namespace: the user stands in the body."""
+OWN = {"type": "m.id.user", "user": "@rtc-auditor-witness:lab.test"}
+ALICE = {"type": "m.id.user", "user": "@alice:lab.test"}
+LOGIN = {"type": "m.login.application_service", "identifier": OWN, "device_id": "D"}
+
+
+async def test_logs_its_own_users_in(service: IntakeServer, homeserver: Homeserver) -> None:
+    """An appservice login gives a token for the user that stands in the body: one of its own."""
+    await service.intent.api.request(Method.POST, Path.v3.login, LOGIN)
+
+    assert ["/_matrix/client/v3/login"] == [path for path, _ in homeserver.asked]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**LOGIN, "identifier": ALICE},
+        {**LOGIN, "identifier": {"type": "m.id.user", "user": "rtc-auditor-witness"}},
+        {**LOGIN, "identifier": {**OWN, "type": "m.id.thirdparty"}},
+        {**LOGIN, "identifier": {**OWN, "address": "alice@lab.test"}},
+        {**LOGIN, "identifier": {**OWN, "user": None}},
+        {**LOGIN, "identifier": "@rtc-auditor-witness:lab.test"},
+        {**LOGIN, "user": "@alice:lab.test"},
+        {**LOGIN, "type": "m.login.password", "password": "x"},
+        {"type": "m.login.application_service"},
+        [LOGIN],
+    ],
+)
+async def test_logs_in_nobody_else(service: IntakeServer, homeserver: Homeserver, body: Any) -> None:
+    """Whatever a homeserver could read as somebody else's login does not leave."""
     with pytest.raises(NotOurUser):
-        await service.http_session.post(homeserver.address + path, json={"type": "m.login.application_service"})
+        await service.http_session.post(homeserver.address + "/_matrix/client/v3/login", json=body)
+
+    assert homeserver.asked == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(LOGIN)[:-1] + f', "identifier": {json.dumps(ALICE)}}}',
+        json.dumps({**LOGIN, "identifier": ALICE})[:-1] + f', "identifier": {json.dumps(OWN)}}}',
+        json.dumps(LOGIN).replace('"user"', '"user": "@alice:lab.test", "user"'),
+        json.dumps(LOGIN).encode("utf-16"),
+        "[" * 100_000,
+        "{",
+        "",
+    ],
+    ids=["twice", "twice, ours last", "user twice", "utf-16", "deep", "cut", "empty"],
+)
+async def test_logs_in_by_a_plain_body_only(service: IntakeServer, homeserver: Homeserver, text: Any) -> None:
+    """What another reader might take for something else does not leave."""
+    with pytest.raises(NotOurUser):
+        await service.http_session.post(homeserver.address + "/_matrix/client/v3/login", data=text)
+
+    assert homeserver.asked == []
+
+
+async def test_does_not_log_in_by_what_it_cannot_see(service: IntakeServer, homeserver: Homeserver) -> None:
+    """A stream is read but once, and a packed body is not read at all."""
+    text = json.dumps(LOGIN).encode()
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield text
+
+    for data, headers in ((stream(), {}), (io.BytesIO(text), {}), (text, {"Content-Encoding": "deflate"})):
+        with pytest.raises(NotOurUser):
+            await service.http_session.post(homeserver.address + "/_matrix/client/v3/login", data=data, headers=headers)
+
+    assert homeserver.asked == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/_matrix/client/r0/login/",
+        "/_matrix/client/v3/login/",
+        "/_matrix/client/v3/logi%6E/",
+        "/_synapse/admin/v1/users/@alice:lab.test/login",
+    ],
+)
+async def test_logs_in_by_one_path_only(service: IntakeServer, homeserver: Homeserver, path: str) -> None:
+    """Other logins take the user from elsewhere."""
+    with pytest.raises(NotOurUser):
+        await service.http_session.post(homeserver.address + path, json=LOGIN)
 
     assert homeserver.asked == []
 
