@@ -117,7 +117,9 @@ def write_registration(
 def new_config(path: Path, address: str | None, domain: str | None) -> None:
     """Write a commented configuration with a fresh secret to PATH; never overwrites."""
     write_config(path, address=address, domain=domain)
-    click.echo(f"{path} is written; look through it, then run `rtc-appservice registration`", err=True)
+    missing = [f"homeserver.{key}" for key, value in (("address", address), ("domain", domain)) if value is None]
+    first = f"put {' and '.join(missing)} in" if missing else "look through it"
+    click.echo(f"{path} is written; {first}, then run `rtc-appservice registration`", err=True)
 
 
 @main.command()

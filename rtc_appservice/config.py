@@ -5,16 +5,18 @@ Section and key names follow mautrix where it has them. The file is only ever re
 environment as `RTC_APPSERVICE_SECTION__KEY`, which wins over the file; a secret can be named as a file (`…_file`).
 """
 
+import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
 from pydantic import field_validator as check
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rtc_appservice.core.model import Settings
+from rtc_appservice.files import PLACEHOLDER
 
 ENV_PREFIX = "RTC_APPSERVICE_"
 ENV_DELIMITER = "__"
@@ -23,11 +25,19 @@ ENV_DELIMITER = "__"
 SECRET_MIN_BYTES = 16
 
 
+#: The database of nobody, in the file that `rtc-appservice config` writes.
+_EXAMPLE_URL = "postgresql://user:password@host/name"
+
+#: Addresses that stand for all of the machine, and those that only the machine itself reaches.
+_EVERYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
 def _http_url(value: str) -> str:
     """Give the URL back without a slash at its end; ValueError if it is not http or https with a host."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("must be a URL that starts with http:// or https://")
+        raise ValueError("must be a URL that starts with http:// or https://, such as http://localhost:8008")
     return value.rstrip("/")
 
 
@@ -35,7 +45,9 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     """Give the URL back; ValueError, without any of the URL, if PostgreSQL would not take it or take it otherwise."""
     url = value.get_secret_value()
     if not url.startswith(("postgres://", "postgresql://")):
-        raise ValueError("must be a URL that starts with postgresql://")
+        raise ValueError("must be a URL that starts with postgresql://, such as postgresql://user:password@host/name")
+    if url == _EXAMPLE_URL:
+        raise ValueError("is the example; put user, password, host and name of your database")
     if not _is_in_parts(url):
         raise ValueError(
             "cannot be taken apart into user, password, host, port and name; "
@@ -62,16 +74,18 @@ def _contents(path: object) -> SecretStr:
         raise ValueError("must be the path of a file")
     try:
         text = Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not text"
-        raise ValueError(f"file {path} cannot be read: {reason}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ValueError(f"file {path} cannot be read ({reason}); name one that the service may read") from error
     if not text:
-        raise ValueError(f"file {path} is empty")
+        raise ValueError(f"file {path} is empty; write the secret into it")
     return SecretStr(text)
 
 
 def _long_enough(value: SecretStr) -> SecretStr:
-    """Give the secret back; ValueError if it is too short to key anything with."""
+    """Give the secret back; ValueError if it is nobody's, or too short to key anything with."""
+    if value.get_secret_value().startswith(PLACEHOLDER):
+        raise ValueError("is still a placeholder; `rtc-appservice config` makes a fresh one")
     if len(value.get_secret_value().encode()) < SECRET_MIN_BYTES:
         raise ValueError(f"must have at least {SECRET_MIN_BYTES} bytes; `rtc-appservice config` makes a fresh one")
     return value
@@ -80,9 +94,31 @@ def _long_enough(value: SecretStr) -> SecretStr:
 def _unguessable(value: SecretStr) -> SecretStr:
     """Give the token back; ValueError if it could be guessed, or cannot stand in a header."""
     token = value.get_secret_value()
+    if token.startswith(PLACEHOLDER):
+        raise ValueError("is still a placeholder; put a token of your own")
     if len(token) < SECRET_MIN_BYTES or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(f"must have at least {SECRET_MIN_BYTES} characters, ASCII without spaces")
     return value
+
+
+def _project_key(value: SecretStr) -> SecretStr:
+    """Give the key of a PostHog project back; ValueError if it is the example, or cannot be one."""
+    key = value.get_secret_value()
+    if not key.isascii() or not key.isprintable() or " " in key or key.startswith(PLACEHOLDER):
+        raise ValueError("is no key of a PostHog project; copy yours from the project's settings")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """Give the list that a text of the environment means, as JSON or with commas; other values unchanged."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [item for item in re.split(r"[\s,]+", value) if item]
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError('must be a list, as in ["a", "b"] or a, b') from error
 
 
 def _only_one(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
@@ -101,6 +137,8 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 DeploymentSecret = Annotated[SecretStr, AfterValidator(_long_enough)]
 Token = Annotated[SecretStr, AfterValidator(_unguessable)]
+ProjectKey = Annotated[SecretStr, AfterValidator(_project_key)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 FromFile = BeforeValidator(_contents)
@@ -115,9 +153,13 @@ class Section(BaseModel):
 class Homeserver(Section):
     """The homeserver that hands us its transactions."""
 
-    address: HttpUrl = Field(examples=["http://localhost:8008"], description="Where we reach its client API.")
+    address: HttpUrl = Field(
+        examples=[f"http://{PLACEHOLDER}:8008"],
+        description="Where we reach its client API, such as http://localhost:8008.",
+    )
     domain: str = Field(
-        min_length=1, examples=["example.org"], description="Its server name: what follows the colon in its user ids."
+        examples=[PLACEHOLDER],
+        description="Its server name: what follows the colon in its user ids, such as example.org.",
     )
 
     @check("domain")
@@ -125,6 +167,16 @@ class Homeserver(Section):
     def _is_a_server_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", value):
             raise ValueError("must be a server name such as example.org, without https:// and without a path")
+        return value
+
+    @check("address", "domain")
+    @classmethod
+    def _is_filled_in(cls, value: str, info: ValidationInfo) -> str:
+        if PLACEHOLDER in value:
+            variable = f"{ENV_PREFIX}HOMESERVER{ENV_DELIMITER}{str(info.field_name).upper()}"
+            raise ValueError(
+                f"is still the placeholder of a new configuration; put your homeserver's, in the file or as {variable}"
+            )
         return value
 
 
@@ -149,12 +201,12 @@ class Auditor(Section):
     """The service's own device, which reads encrypted rooms it is invited into; needs the extra `encryption`."""
 
     enabled: bool = Field(False, description="Whether to have a device.")
-    invited_by: list[str] = Field(
+    invited_by: Names = Field(
         [],
         description='Users and whole servers whose invitations it follows, as in ["example.org", "@ann:example.com"]; '
         "it enters no other rooms by itself.",
     )
-    rooms: list[str] = Field([], description="Rooms to enter at start, by id or alias.")
+    rooms: Names = Field([], description="Rooms to enter at start, by id or alias.")
     notice: str = Field(
         "This room is audited: a device of the homeserver's operator records when media keys of calls are handed out, "
         "by whom and how. It keeps no key, no message and no media.",
@@ -171,7 +223,7 @@ class Database(Section):
     """Where the facts are kept."""
 
     url: PostgresUrl | None = Field(
-        None, examples=["postgresql://user:password@host/name"], description="Without it, PostgreSQL is started by us."
+        None, examples=[_EXAMPLE_URL], description="Without it, PostgreSQL is started by us."
     )
     url_file: Annotated[PostgresUrl, FromFile] | None = Field(None, description="A file that holds the URL instead.")
     embedded_path: Path = Field(Path("postgresql"), description="Folder of the PostgreSQL that we start ourselves.")
@@ -210,8 +262,8 @@ class Metrics(Section):
 class Posthog(Section):
     """PostHog: off, without any connection, until a key is given."""
 
-    api_key: SecretStr | None = Field(None, examples=["phc_…"], description="The project's key.")
-    api_key_file: Annotated[SecretStr, FromFile] | None = Field(None, description="A file that holds the key instead.")
+    api_key: ProjectKey | None = Field(None, examples=["phc_…"], description="The project's key.")
+    api_key_file: Annotated[ProjectKey, FromFile] | None = Field(None, description="A file that holds the key instead.")
     host: HttpUrl | None = Field(
         None,
         validate_default=True,
@@ -240,7 +292,7 @@ class Posthog(Section):
     @classmethod
     def _host_with_key(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None and (info.data.get("api_key") or info.data.get("api_key_file")):
-            raise ValueError("is missing: a key is given, so say where to send")
+            raise ValueError("is missing: a key is given, so say where to send, such as https://eu.i.posthog.com")
         return value
 
 
@@ -291,7 +343,7 @@ class Detection(Section):
     @classmethod
     def _after_grace(cls, value: float, info: ValidationInfo) -> float:
         if value < info.data.get("grace_seconds", 0):
-            raise ValueError("must not be less than grace_seconds")
+            raise ValueError(f"must not be less than detection.grace_seconds, {info.data['grace_seconds']:g}")
         return value
 
     def settings(self) -> Settings:
@@ -344,6 +396,20 @@ class Config(BaseSettings):
     def _some_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is None and info.data.get("secret", value) is None and "secret" in info.data:
             raise ValueError("is missing, and so is `secret`; `rtc-appservice config` makes a fresh one")
+        return value
+
+    @check("metrics")
+    @classmethod
+    def _ports_differ(cls, value: Metrics, info: ValidationInfo) -> Metrics:
+        other = info.data.get("appservice")
+        if value.enabled and isinstance(other, Appservice) and value.listen_port == other.port:
+            addresses = {value.hostname, other.hostname}
+            at_home = "localhost" in addresses and addresses <= _LOOPBACK
+            if len(addresses) == 1 or at_home or not addresses.isdisjoint(_EVERYWHERE):
+                raise ValueError(
+                    f"listen_port is {value.listen_port}, and so is appservice.port, on the same address; choose "
+                    "another for metrics.listen_port or for appservice.port"
+                )
         return value
 
     @property

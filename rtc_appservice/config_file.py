@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_settings import SettingsError
 
 from rtc_appservice.config import ENV_DELIMITER, ENV_PREFIX, Config
 from rtc_appservice.errors import ConfigError
@@ -34,7 +35,11 @@ def load_config(path: Path) -> Config:
     try:
         config = Config(**_from_file(path))
     except ValidationError as error:
-        faults += [_fault(details) for details in error.errors(include_input=False, include_url=False)]
+        found = error.errors(include_input=False, include_url=False)
+        faults += [fault for details in found for fault in _faults(details)]
+    except SettingsError:
+        if not faults:  # a section as one variable is unknown as such
+            raise
     else:
         if not faults:
             return config
@@ -92,12 +97,21 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 def _from_file(path: Path) -> dict[str, Any]:
     """Give the file's keys with paths made absolute, those that it leaves to their defaults too."""
-    content = {name: value for name, value in read_yaml(path, command=f"config {path}").items() if value is not None}
+    content = _given(read_yaml(path, command=f"config {path}"))
     for name, key, default in _default_paths():
         section = content.setdefault(name, {})
         if isinstance(section, dict):
             section.setdefault(key, str(default))
     return {name: _absolute(name, value, path.absolute().parent) for name, value in content.items()}
+
+
+def _given(content: dict[str, Any]) -> dict[str, Any]:
+    """Give the keys that have a value, in sections too; one without says no more than one that is commented out."""
+    return {
+        name: _given(value) if isinstance(value, dict) else value
+        for name, value in content.items()
+        if value is not None
+    }
 
 
 def _default_paths() -> Iterator[tuple[str, str, Path]]:
@@ -134,16 +148,67 @@ def _is_unknown(name: str) -> bool:
 
 
 def _unknown_variable(name: str) -> str:
-    close = get_close_matches(name.upper(), map(_variable, _keys()), n=1)
-    return f"{name}: unknown environment variable" + (f"; did you mean {close[0]}?" if close else "")
+    known = [_variable(key).removeprefix(ENV_PREFIX) for key in _keys()]
+    close = get_close_matches(name.upper().removeprefix(ENV_PREFIX), known, n=1)
+    return f"{name}: unknown environment variable; {f'did you mean {ENV_PREFIX}{close[0]}?' if close else 'remove it'}"
 
 
-def _fault(details: ErrorDetails) -> str:
-    """Give one fault as a line for the operator: the key, what is wrong, how to set it. Never the value."""
+def _unknown_key(key: str) -> str:
+    # Within a section most names are alike by the section's own.
+    close = get_close_matches(key, list(_keys() if "." in key else Config.model_fields), n=1, cutoff=0.8)
+    return f"{key}: unknown key; {f'did you mean {close[0]}?' if close else 'remove it'}"
+
+
+#: What is wrong, by pydantic's name of the fault: its own words are for programmers.
+_WORDS = {
+    "string_type": "must be text; put it in quotes",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": 'must be a list, as in ["a", "b"]',
+    "path_type": "must be the path of a file",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "must be a number"),
+}
+
+
+def _faults(details: ErrorDetails) -> Iterator[str]:
+    """Yield one fault as lines for the operator: the key, what is wrong, what to do. Never the value."""
     key = ".".join(str(part) for part in details["loc"])
+    section = _section(Config.model_fields[key]) if key in Config.model_fields else None
     if details["type"] == "missing":
-        return f"{key}: is missing; set it in the file or as {_variable(key)}"
-    if details["type"] == "extra_forbidden":
-        close = get_close_matches(key, list(_keys()), n=1)
-        return f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
-    return f"{key}: {details['msg'].removeprefix('Value error, ')}"
+        for missing in [key] if section is None else _required(key, section):
+            yield f"{missing}: is missing; set it in the file or as {_variable(missing)}"
+    elif details["type"] == "extra_forbidden":
+        yield _unknown_key(key)
+    elif details["type"] == "value_error":
+        yield f"{key}: {details['msg'].removeprefix('Value error, ')}"
+    elif section is not None:
+        yield f"{key}: must hold keys, indented below it: {', '.join(section.model_fields)}"
+    else:
+        unknown = "cannot be read; `rtc-appservice config` writes every key in its form"
+        limits = {name: _plain(value) for name, value in details.get("ctx", {}).items()}
+        words = _WORDS.get(details["type"], unknown).format(**limits).replace("'", "")
+        yield f"{key}: {words}{_default(key)}"
+
+
+def _required(name: str, section: type[BaseModel]) -> list[str]:
+    """Give the keys of a section that have no default."""
+    return [f"{name}.{key}" for key, field in section.model_fields.items() if field.is_required()]
+
+
+def _default(key: str) -> str:
+    """Say what a key is where nothing is set, if that is a number."""
+    name, _, inner = key.partition(".")
+    section = _section(Config.model_fields[name])
+    default = section.model_fields[inner].default if section and inner in section.model_fields else None
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    return f"; the default is {_plain(default)}" if is_number else ""
+
+
+def _plain(value: Any) -> Any:
+    """Give a number without the `.0` of a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

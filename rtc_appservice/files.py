@@ -7,6 +7,9 @@ import yaml
 
 from rtc_appservice.errors import ConfigError
 
+#: Stands in files that we write or ship, where a value of the operator's belongs; nothing runs with it.
+PLACEHOLDER = "replace-me"
+
 
 def read_yaml(path: Path, *, command: str) -> dict[str, Any]:
     """

@@ -52,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def installed(here: Path) -> Path:
     """Give a folder with a configuration and a registration, as the commands write them."""
-    assert call("config", "--domain", "example.org").exit_code == 0
+    assert call("config", "--domain", "example.org", "--address", "http://localhost:8008").exit_code == 0
     assert call("registration", "--scope", "users").exit_code == 0
     return here
 
@@ -91,6 +91,17 @@ def test_what_is_written_passes_the_check(installed: Path) -> None:
 
     assert 0 == result.exit_code
     assert "to-device envelopes are shown" in result.stdout
+
+
+def test_a_configuration_without_a_homeserver_is_not_run_with(here: Path) -> None:
+    """What is written without options says what to put in, and so do the commands that would use it."""
+    written = call("config")
+    checked, asked = call("check"), call("registration", "--scope", "users")
+
+    assert "put homeserver.address and homeserver.domain in" in written.stderr
+    for result in (checked, asked):
+        assert (1, "") == (result.exit_code, result.stdout)
+        assert "homeserver.domain: is still the placeholder" in result.stderr
 
 
 def test_check_and_run_refuse_the_sample(installed: Path) -> None:

@@ -157,7 +157,7 @@ def test_usage(server: PostHogRestStandIn, tmp_path: Path) -> None:
 async def test_requeue(database: str, pool: Pool, tmp_path: Path) -> None:
     """Events that were set aside wait again."""
     path = tmp_path / "config.yaml"
-    write_config(path)
+    write_config(path, address="http://hs:8008", domain="example.org")
     row = OutboxRow(uuid=UUID(int=1), event="RtcCallEnded", distinct_id="call:1", timestamp=NOON, properties={})
     async with pool.acquire() as conn:
         await outbox.put(conn, [row], NOON)

@@ -1,6 +1,8 @@
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,6 +42,14 @@ def _keys(content: object, prefix: str = "") -> Iterator[str]:
         yield prefix.rstrip(".")
 
 
+#: Every key, dotted.
+KEYS = [
+    key
+    for name, field in Config.model_fields.items()
+    for key in [f"{name}.{inner}" for inner in getattr(field.annotation, "model_fields", ())] or [name]
+]
+
+
 def test_written_config_is_the_default_one(tmp_path: Path) -> None:
     """What `config` writes is valid, holds a fresh secret, and leaves every default as it is."""
     path = tmp_path / "config.yaml"
@@ -62,18 +72,13 @@ def test_written_config_names_every_key() -> None:
         for line in text.splitlines()
     )
 
-    expected = {
-        f"{name}.{key}"
-        for name, field in Config.model_fields.items()
-        for key in getattr(field.annotation, "model_fields", ())
-    }
-    assert {"secret", "secret_file"} | expected == set(_keys(yaml.safe_load(uncommented)))
+    assert set(KEYS) == set(_keys(yaml.safe_load(uncommented)))
 
 
 def test_two_written_configs_have_two_secrets(tmp_path: Path) -> None:
     """A secret is never a constant."""
     for name in ("a", "b"):
-        write_config(tmp_path / name)
+        write_config(tmp_path / name, address="http://hs:8008", domain="example.org")
 
     assert load_config(tmp_path / "a").deployment_secret != load_config(tmp_path / "b").deployment_secret
 
@@ -126,6 +131,124 @@ def test_every_fault_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ] == faults
     assert "did you mean homeserver.address?" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+#: Values that stand where others belong.
+_ODD = [
+    None,
+    "",
+    0,
+    -1,
+    1.5,
+    10**30,
+    "x",
+    True,
+    [1],
+    {"a": 1},
+    [["x"]],
+    "nan",
+    float("inf"),
+    float("nan"),
+    "\0",
+    "x\ny",
+]
+
+
+@pytest.mark.parametrize("key", sorted({*KEYS, *Config.model_fields}))
+def test_no_fault_is_told_in_a_librarys_words(tmp_path: Path, key: str) -> None:
+    """Whatever stands at a key, what is said of it begins with a key of ours and needs no knowledge of Python."""
+    known = {*KEYS, *Config.model_fields}
+    for value in _ODD:
+        content: dict[str, Any] = {"secret": SECRET, "homeserver": {"address": "http://hs", "domain": "example.org"}}
+        name, _, inner = key.partition(".")
+        content[name] = {**content.get(name, {}), inner: value} if inner else value
+        try:
+            load_config(_write(tmp_path, yaml.safe_dump(content)))
+        except ConfigError as error:
+            faults = str(error).replace(str(tmp_path), "").replace("\ny", "").splitlines()[1:]
+            assert [] != faults
+            assert [] == [fault for fault in faults if re.search(r"Input|valid |<class|dictionary|field|\d\.0\b", fault)]
+            said = {fault.strip().partition(": ")[0] for fault in faults}
+            assert [] == [each for each in said if each not in known and each.rpartition(".")[0] not in known]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("HOMESERVER", "x", "RTC_APPSERVICE_HOMESERVER: unknown environment variable; did you mean"),
+        ("NONSENSE", "x", "RTC_APPSERVICE_NONSENSE: unknown environment variable; remove it"),
+        ("AUDITOR__ROOMS", "[", "auditor.rooms: must be a list"),
+        ("METRICS__LISTEN_PORT", "x", "metrics.listen_port: must be a whole number; the default is 29332"),
+        ("POSTHOG__SAMPLE_RATE", "2", "posthog.sample_rate: must be at most 1; the default is 1"),
+        ("LOGGING__LEVEL", "loud", "logging.level: must be DEBUG, INFO, WARNING or ERROR"),
+    ],
+)
+def test_a_wrong_variable_is_a_fault(
+    minimal: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    """What stands in the environment is told of like what stands in the file, without a traceback."""
+    monkeypatch.setenv(f"RTC_APPSERVICE_{name}", value)
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal)
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["#a:b, !c:d", '["#a:b", "!c:d"]', "#a:b !c:d"])
+def test_a_list_can_stand_in_the_environment(minimal: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """With commas, as people write it, or as JSON."""
+    monkeypatch.setenv("RTC_APPSERVICE_AUDITOR__ROOMS", value)
+
+    assert ["#a:b", "!c:d"] == load_config(minimal).auditor.rooms
+
+
+def test_what_was_not_filled_in_is_said(tmp_path: Path) -> None:
+    """`config` without options writes placeholders; they are named before anything asks a homeserver of that name."""
+    write_config(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "config.yaml")
+    faults = str(caught.value).splitlines()[1:]
+
+    assert ["homeserver.address", "homeserver.domain"] == [fault.strip().partition(": ")[0] for fault in faults]
+    assert all("is still the placeholder" in fault and "RTC_APPSERVICE_HOMESERVER__" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("secret", "replace-me-with-a-secret"),
+        ("database.url", "postgresql://user:password@host/name"),
+        ("metrics.token", "replace-me-with-a-token"),
+        ("posthog.api_key", "phc_…"),
+    ],
+)
+def test_an_example_is_no_value(minimal: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
+    """What everybody can read in the documents is not run with."""
+    monkeypatch.setenv(f"RTC_APPSERVICE_{key.upper().replace('.', '__')}", value)
+    with pytest.raises(ConfigError, match=rf"{key}: is (still|the example|no key)"):
+        load_config(minimal)
+
+
+@pytest.mark.parametrize(
+    ("appservice", "metrics", "refused"),
+    [
+        ("{port: 29332}", "{}", True),
+        ("{}", "{listen_port: 29331}", True),
+        ("{port: 5, hostname: 0.0.0.0}", "{listen_port: 5}", True),
+        ("{port: 5, hostname: localhost}", "{listen_port: 5}", True),
+        ("{port: 5, hostname: 127.0.0.2}", "{listen_port: 5}", False),
+        ("{port: 5}", "{listen_port: 5, enabled: false}", False),
+        ("{port: 5}", "{listen_port: 6}", False),
+    ],
+)
+def test_two_listeners_need_two_ports(minimal: Path, appservice: str, metrics: str, refused: bool) -> None:
+    """Both keys are named, before one listener finds the other on its port."""
+    minimal.write_text(f"{minimal.read_text()}appservice: {appservice}\nmetrics: {metrics}\n")
+    if refused:
+        with pytest.raises(ConfigError, match=r"another for metrics\.listen_port or for appservice\.port"):
+            load_config(minimal)
+    else:
+        load_config(minimal)
 
 
 def test_notices_need_a_room(tmp_path: Path) -> None:
@@ -250,8 +373,9 @@ def test_a_file_is_named_by_a_path(tmp_path: Path, text: str) -> None:
     [
         ("a: [", "line 1: not YAML"),
         ("- a\n- b\n", "must hold keys"),
-        ("homeserver: example.org", "homeserver: Input should be"),
-        ("", "homeserver: is missing"),
+        ("homeserver: example.org", "homeserver: must hold keys, indented below it: address, domain"),
+        ("", "homeserver.address: is missing; .* RTC_APPSERVICE_HOMESERVER__ADDRESS"),
+        ("homeserver: {address:, domain:}", "homeserver.domain: is missing; .* RTC_APPSERVICE_HOMESERVER__DOMAIN"),
     ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
