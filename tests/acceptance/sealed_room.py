@@ -24,7 +24,7 @@ from rtc_appservice.demo.olm_device import QUIET
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port, running_synapse
 from rtc_appservice.intake.auditor import Auditor, auditor_terms
 from rtc_appservice.intake.server import Credentials, IntakeServer
-from rtc_appservice.intake.transaction import TransactionIntake
+from rtc_appservice.intake.transaction import TransactionIntake, now_utc
 from rtc_appservice.store.observations import load_room
 from rtc_appservice.store.pool import Pool
 
@@ -97,17 +97,21 @@ class Sender:
         assert outbound is not None
         self._session_id, self.session_key = outbound.id, outbound.session_key
 
-    async def send(self, room_id: RoomId, kind: str, content: dict[str, Any]) -> str:
-        """Send an encrypted event, and give its id."""
+    async def seal(self, room_id: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Give the encrypted content of an event, by the session that was handed out last."""
         session = await self.machine.crypto_store.get_outbound_group_session(RoomID(room_id))
         assert session is not None
         # As js-sdk writes it: mautrix puts spaces into the plaintext, by which it is longer.
         plaintext = json.dumps({"room_id": room_id, "type": kind, "content": content}, separators=(",", ":"))
-        sealed = {
+        return {
             "algorithm": "m.megolm.v1.aes-sha2",
             "ciphertext": session.encrypt(plaintext),  # type: ignore[no-untyped-call]
             "session_id": session.id,
         }
+
+    async def send(self, room_id: RoomId, kind: str, content: dict[str, Any]) -> str:
+        """Send an encrypted event, and give its id."""
+        sealed = await self.seal(room_id, kind, content)
         path = ApiPath.v3.rooms[room_id].send["m.room.encrypted"][self.client.api.get_txn_id()]
         answer = await self.client.api.request(Method.PUT, path, sealed)
         return str(answer["event_id"])
@@ -198,8 +202,10 @@ class Service(Struct):
 
 
 @asynccontextmanager
-async def running_service(pool: Pool, address: str, path: Path, port: int, **terms: Any) -> AsyncIterator[Service]:
-    """Run intake and device against a Synapse until the end of the block."""
+async def running_service(
+    pool: Pool, address: str, path: Path, port: int, *, clock: Callable[[], datetime] = now_utc, **terms: Any
+) -> AsyncIterator[Service]:
+    """Run intake and device, which goes by `clock`, against a Synapse until the end of the block."""
     given = registration.load(path)
     name = ServerName(SERVER_NAME)
     intake = TransactionIntake(pool, name, TransactionReader(name, SECRET))
@@ -224,7 +230,7 @@ async def running_service(pool: Pool, address: str, path: Path, port: int, **ter
         secret=SECRET,
         **{"invited_by": (SERVER_NAME,), **terms},
     )
-    auditor = Auditor(pool, name, intake, settings)
+    auditor = Auditor(pool, name, intake, settings, clock=clock)
     await auditor.open(server.open_client())
     await server.start("127.0.0.1", port)
     stop = asyncio.Event()

@@ -1,0 +1,226 @@
+"""The service's own device as a member of calls on a real Synapse: when it joins and how, and when it leaves."""
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mautrix.api import Method
+from mautrix.api import Path as ApiPath
+
+from rtc_appservice.core.model import Membership, RoomId, ToDeviceKey
+from rtc_appservice.intake.call_api import CallApi
+from rtc_appservice.store.audited_rooms import want_room, want_witness
+from rtc_appservice.store.pool import Pool
+from tests.acceptance.callers import (
+    STATE_TYPE,
+    STICKY_TYPE,
+    StickyCaller,
+    in_call,
+    is_join,
+    of_device,
+    was_in_call,
+)
+from tests.acceptance.sealed_room import (
+    BOT,
+    Sender,
+    Service,
+    running_service,
+    sealed_synapse,
+    sender,
+    until,
+)
+
+Homeserver = tuple[str, Path, int]
+ASKED = {"enabled": True}
+WITNESS = "rtc_appservice.witness"
+
+
+@pytest.fixture(scope="module")
+async def homeserver(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Homeserver]:
+    """Give a Synapse with the registration of the service."""
+    async with sealed_synapse(tmp_path_factory.mktemp("synapse")) as given:
+        yield given
+
+
+async def asked_into(service: Service, caller: Sender) -> RoomId:
+    """Give a room with the device in it, asked to take part in its calls."""
+    room_id = await caller.make_room()
+    await until(lambda: room_id in service.auditor.own.rooms, "the device joined")
+    await caller.put_state(room_id, WITNESS, ASKED)
+    return room_id
+
+
+async def recorded(service: Service, room_id: RoomId, wanted: int) -> bool:
+    """Tell whether so many call memberships are recorded."""
+    return wanted == sum(isinstance(o.body, Membership) for o in await service.observations(room_id))
+
+
+async def keys_read(service: Service, room_id: RoomId) -> list[ToDeviceKey]:
+    """Give the to-device keys that are recorded."""
+    return [o.body for o in await service.observations(room_id) if isinstance(o.body, ToDeviceKey)]
+
+
+@pytest.mark.parametrize("dialect", ["js_39", "js_41", "js_43"])
+async def test_sticky_calls(homeserver: Homeserver, pool: Pool, dialect: str) -> None:
+    """Where the others are sticky members it is one of their dialect, and leaves with the last as they do."""
+    address, path, port = homeserver
+    async with sender(address, f"sticky-{dialect}") as alice, running_service(pool, address, path, port) as service:
+        room_id = await asked_into(service, alice)
+        caller = StickyCaller(alice, dialect)
+        await alice.share(room_id)
+        await caller.call(room_id, sealed=True)
+        await until(lambda: in_call(alice, room_id, kind=STICKY_TYPE), "the device joined the call")
+        await alice.send_to_device_key(room_id, 0, service.auditor.own.device[1])
+        await until(lambda: keys_read(service, room_id), "its key was read")
+        await caller.call(room_id, live=False)
+        await until(lambda: was_in_call(alice, room_id), "the device left with the last")
+        join, leave = await of_device(alice, room_id)
+
+    assert join["content"]["msc4354_sticky_key"] == leave["content"]["msc4354_sticky_key"]
+    assert {"duration_ms": 3_600_000} == join["msc4354_sticky"] == leave["msc4354_sticky"]
+    assert (dialect == "js_43") is ("transports" in join["content"])
+    assert (dialect == "js_39") is join["content"]["slot_id"].endswith("#")
+
+
+async def test_the_state_form_is_seen_by_all(homeserver: Homeserver, pool: Pool) -> None:
+    """Once somebody joins by room state, the device is a member by room state, and back when only sticky ones stay."""
+    address, path, port = homeserver
+    async with (
+        sender(address, "newer") as alice,
+        sender(address, "older") as bob,
+        running_service(pool, address, path, port) as service,
+    ):
+        room_id = await asked_into(service, alice)
+        await alice.client.api.request(Method.POST, ApiPath.v3.rooms[room_id].invite, {"user_id": bob.client.mxid})
+        await bob.client.api.request(Method.POST, ApiPath.v3.join[room_id], {})
+        await StickyCaller(alice, "js_43").call(room_id)
+        await until(lambda: in_call(alice, room_id, kind=STICKY_TYPE), "the device joined the call")
+        await bob.call(room_id)
+        await until(lambda: in_call(alice, room_id, kind=STATE_TYPE), "the device joined by room state")
+        await bob.call(room_id, live=False)
+        await until(lambda: in_call(alice, room_id, kind=STICKY_TYPE), "the device is a sticky member again")
+        found = [(event["type"], is_join(event)) for event in await of_device(alice, room_id)]
+
+    assert [
+        (STICKY_TYPE, True),
+        (STICKY_TYPE, False),
+        (STATE_TYPE, True),
+        (STATE_TYPE, False),
+        (STICKY_TYPE, True),
+    ] == found
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+async def test_joins_a_call_that_goes_on_when_invited(homeserver: Homeserver, pool: Pool, sticky: bool) -> None:
+    """The room's wish and its call are older than the invitation."""
+    address, path, port = homeserver
+    async with sender(address, f"going-{sticky}") as alice, running_service(pool, address, path, port) as service:
+        room_id = await alice.make_room(invite=False)
+        await alice.put_state(room_id, WITNESS, ASKED)
+        await (StickyCaller(alice, "js_43") if sticky else alice).call(room_id)
+        await alice.invite(room_id)
+
+        await until(lambda: in_call(alice, room_id), "the device joined the call")
+        assert room_id in service.auditor.own.rooms
+
+
+@pytest.mark.parametrize("how", ["room state", "command", "room removed"])
+async def test_leaves_when_told(homeserver: Homeserver, pool: Pool, how: str) -> None:
+    """A moderator or an operator ends its part of a call that goes on."""
+    address, path, port = homeserver
+    name = f"told-{how.replace(' ', '-')}"
+    async with sender(address, name) as alice, running_service(pool, address, path, port) as service:
+        room_id = await asked_into(service, alice)
+        await alice.call(room_id)
+        await until(lambda: in_call(alice, room_id), "the device joined the call")
+        homeserver_id = service.intake.homeserver_id
+        async with pool.acquire() as conn:
+            if how == "room state":
+                await alice.put_state(room_id, WITNESS, {"enabled": False})
+            elif how == "command":
+                await want_witness(conn, homeserver_id, room_id, witness=False)
+            else:
+                await want_room(conn, homeserver_id, room_id, wanted=False)
+        await until(lambda: was_in_call(alice, room_id), "the device left the call")
+        if how == "room removed":
+            await until(lambda: room_id not in service.auditor.own.rooms, "the device left the room")
+
+        assert (how != "room removed") is (room_id in service.auditor.own.rooms)
+
+
+async def test_goes_when_it_is_put_out(homeserver: Homeserver, pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    """Kicked out of the room in the middle of a call, it is in no call, does not come back, and says nothing of it."""
+    address, path, port = homeserver
+    async with sender(address, "kicking") as alice, running_service(pool, address, path, port) as service:
+        room_id, other = await asked_into(service, alice), await asked_into(service, alice)
+        for one in (room_id, other):
+            await alice.call(one)
+            await until(lambda one=one: in_call(alice, one), "the device joined the call")
+        await alice.client.api.request(Method.POST, ApiPath.v3.rooms[room_id].kick, {"user_id": BOT})
+        await until(lambda: room_id not in service.auditor.own.rooms, "it was noted")
+        await alice.call(other, live=False)
+        await until(lambda: was_in_call(alice, other), "the device goes on with other rooms")
+        found = await of_device(alice, room_id)
+        rooms = await service.count("SELECT count(*) FROM crypto.room WHERE room_id = $1", room_id)
+
+    assert [True] == [is_join(event) for event in found]
+    assert 0 == rooms
+    assert [] == warned(caplog)
+
+
+async def allow(caller: Sender, room_id: RoomId, *, allowed: bool) -> None:
+    """Let everybody send call memberships, or the room's creator alone."""
+    path = ApiPath.v3.rooms[room_id].state["m.room.power_levels"]
+    levels = await caller.client.api.request(Method.GET, path)
+    levels["events"][STATE_TYPE] = 0 if allowed else 50
+    await caller.put_state(room_id, "m.room.power_levels", levels)
+
+
+async def test_says_once_that_a_room_forbids(
+    homeserver: Homeserver, pool: Pool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where power levels forbid to join, and later to leave, it tries again now and then until they allow it."""
+    monkeypatch.setattr("rtc_appservice.intake.witness.FORBIDDEN_SECONDS", 5.0)
+    sent: list[bool] = []
+
+    async def counted(*arguments: Any, **options: Any) -> str | None:
+        sent.append("delay_ms" in options)
+        return await send(*arguments, **options)
+
+    send = CallApi.send
+    monkeypatch.setattr(CallApi, "send", counted)
+    address, path, port = homeserver
+    async with sender(address, "strict") as alice, running_service(pool, address, path, port) as service:
+        assert service.intake.sealed is not None
+        room_id = await asked_into(service, alice)
+        await allow(alice, room_id, allowed=False)
+        await alice.call(room_id)
+        await until(lambda: warned(caplog), "it was said")
+        for _ in range(5):
+            await alice.call(room_id, live=False)
+            await alice.call(room_id)
+        await until(lambda: recorded(service, room_id, 11), "all was recorded")
+        await until(lambda: not service.intake.sealed.calls_changed, "all was looked at")
+        tried = list(sent)
+        await allow(alice, room_id, allowed=True)
+        await until(lambda: in_call(alice, room_id), "the device joined once it could")
+        await allow(alice, room_id, allowed=False)
+        await alice.call(room_id, live=False)
+        await until(lambda: len(warned(caplog)) > 1, "it was said")
+        await allow(alice, room_id, allowed=True)
+        await until(lambda: was_in_call(alice, room_id), "the device left once it could")
+
+    assert [True, False] == tried
+    assert [
+        f"a room's power levels do not let the device send {STATE_TYPE}",
+        "a room does not let the device leave its call; that ends by itself",
+    ] == warned(caplog)
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Give what was logged as a warning or worse; no room may be named in it."""
+    found = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not any("!" in str(value) for record in found for value in vars(record).values())
+    return [record.getMessage() for record in found]
