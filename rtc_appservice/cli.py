@@ -128,15 +128,10 @@ def new_config(path: Path, address: str | None, domain: str | None) -> None:
 def check(config_path: Path) -> None:
     """Say whether the configuration and the registration it names can be used."""
     config, registered = _checked(config_path)
-    domain = config.homeserver.domain
-    if registered.users and not any(domain in regex.replace("\\", "") for regex in registered.users):
-        click.echo(
-            f"Warning: no user namespace of {config.appservice.registration} names {domain}, the homeserver.domain of"
-            f" {config_path}; is the registration for another homeserver?",
-            err=True,
-        )
-    envelopes = "are shown" if registered.envelopes else "are not shown (scope `rooms`)"
-    click.echo(f"{config_path} and {config.appservice.registration} can be used; to-device envelopes {envelopes}")
+    path = config.appservice.registration
+    for doubt in registered.doubts(domain=config.homeserver.domain, port=config.appservice.port):
+        click.echo(f"Warning: {path}: {doubt}", err=True)
+    click.echo(f"{config_path} and {path} can be used; {registered.shown}")
 
 
 def _checked(config_path: Path) -> tuple[Config, Registration]:

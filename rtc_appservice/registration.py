@@ -8,17 +8,16 @@ import re
 import secrets
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from rtc_appservice.errors import ConfigError
-from rtc_appservice.files import read_yaml
+from rtc_appservice.files import PLACEHOLDER, read_yaml
 
 #: Localpart of the service's own user, and beginning of those of the users it may create.
 SENDER_LOCALPART = "rtc-auditor"
-
-#: How the tokens of the sample begin; `run` refuses them.
-PLACEHOLDER = "replace-me"
 
 #: Shorter tokens could be guessed; what `render` writes has 43 characters.
 TOKEN_MIN_LENGTH = 20
@@ -85,6 +84,23 @@ io.element.msc4190: true
 """
 
 
+_OTHERS = """\
+
+# The other two scopes; `rtc-appservice registration --scope ...` writes either.
+#
+# Scope `users`: the second entry of `users` names everybody,
+#     - exclusive: false
+#       regex: {everybody}
+{users}
+#
+# Scope `rooms`: that entry is left out, and instead
+#   rooms: {rooms}
+{rooms_sees}
+"""
+
+#: Room ids of room version 12 have no server part, so no more than the sigil can be asked for.
+_ALL_ROOMS = '[{exclusive: false, regex: "!.*"}]'
+
 _USERS = """\
     # the users whose rooms and to-device envelopes are shown
     - exclusive: false
@@ -101,8 +117,12 @@ class Registration(Struct, frozen=True, kw_only=True):
     as_token: str
     hs_token: str
     sender_localpart: str
+    #: Where the homeserver reaches the service; None: nowhere, and nothing is sent.
+    url: str | None
     #: Regular expressions of users other than our own whose to-device envelopes come with the transactions.
     users: tuple[str, ...]
+    #: Regular expressions of the rooms whose events come, whoever is in them.
+    rooms: tuple[str, ...]
     #: Whether the homeserver was asked for to-device messages at all.
     to_device: bool
 
@@ -128,6 +148,43 @@ class Registration(Struct, frozen=True, kw_only=True):
             faults.append(f"hs_token: is the same as as_token; {renew}")
         return faults
 
+    def doubts(self, *, domain: str, port: int) -> list[str]:
+        """Give what may be meant and probably is not, in words: `domain` is the homeserver's, `port` ours."""
+        doubts = []
+        if self.url is None:
+            doubts.append("url: is null, so the homeserver sends nothing; put appservice.address")
+        elif (reached := _port(self.url)) != port:
+            doubts.append(
+                f"url: has port {reached}, and appservice.port is {port}; make them the same, unless a proxy stands"
+                " between"
+            )
+        if not self.users and not self.rooms:
+            doubts.append(
+                "namespaces: name neither rooms nor users but the service's own, so it is shown nothing of others;"
+                " `rtc-appservice registration --scope` writes them"
+            )
+        if self.users and not any(domain in regex.replace("\\", "") for regex in self.users):
+            doubts.append(
+                f"namespaces.users: none names {domain}, the homeserver.domain; is it for another homeserver?"
+            )
+        if self.users and not self.to_device:
+            doubts.append("receive_ephemeral: is off, so no to-device messages come; set it to true")
+        return doubts
+
+    @property
+    def shown(self) -> str:
+        """What the service is shown, in words."""
+        if self.envelopes:
+            return "to-device envelopes are shown"
+        if self.users or self.rooms:
+            return "room events are shown, to-device envelopes are not"
+        return "only rooms of the service's own users are shown"
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
 
 def render(
     scope: Scope,
@@ -151,26 +208,29 @@ def render(
     own_domain = re.escape(domain)
     users = ""
     if scope is not Scope.ROOMS:
-        regex = pilot_regex if pilot_regex is not None else f"@.*:{own_domain}$"
+        regex = pilot_regex if pilot_regex is not None else _everybody(domain)
         _compile(regex)
         users = _USERS.format(regex=_quoted(regex))
     return _TEMPLATE.format(
         scope=scope.value,
-        sees="\n".join(f"# {line}" for line in _SEES[scope].splitlines()),
+        sees=_comment(_SEES[scope]),
         url=_quoted(url),
         as_token=as_token or secrets.token_urlsafe(32),
         hs_token=hs_token or secrets.token_urlsafe(32),
         sender=SENDER_LOCALPART,
         own=_quoted(f"@{SENDER_LOCALPART}.*:{own_domain}$"),
         users=users,
-        # Room ids of room version 12 have no server part, so no more than the sigil can be asked for.
-        rooms='[{exclusive: false, regex: "!.*"}]' if scope is Scope.ROOMS else "[]",
+        rooms=_ALL_ROOMS if scope is Scope.ROOMS else "[]",
     )
 
 
 def render_sample() -> str:
-    """Give the sample that stands beside the sources: the recommended scope, with placeholders that `run` refuses."""
-    return render(
+    """
+    Give the sample that stands beside the sources, with placeholders that `run` refuses.
+
+    It has the recommended scope, and explains the two others.
+    """
+    recommended = render(
         Scope.PILOT,
         domain="example.org",
         url="http://localhost:29331",
@@ -178,6 +238,20 @@ def render_sample() -> str:
         as_token=f"{PLACEHOLDER}-with-a-random-as-token",
         hs_token=f"{PLACEHOLDER}-with-a-random-hs-token",
     )
+    return recommended + _OTHERS.format(
+        everybody=_quoted(_everybody("example.org")),
+        users=_comment(_SEES[Scope.USERS]),
+        rooms=_ALL_ROOMS,
+        rooms_sees=_comment(_SEES[Scope.ROOMS]),
+    )
+
+
+def _everybody(domain: str) -> str:
+    return f"@.*:{re.escape(domain)}$"
+
+
+def _comment(text: str) -> str:
+    return "\n".join(f"# {line}" for line in text.splitlines())
 
 
 def load(path: Path) -> Registration:
@@ -189,31 +263,63 @@ def load(path: Path) -> Registration:
     """
     content = read_yaml(path, command="registration")
     faults = [f"{key}: is missing" for key in _TEXTS if not isinstance(content.get(key), str) or not content[key]]
+    url = content.get("url")
+    if "url" not in content:
+        faults.append("url: is missing; it is where the homeserver reaches the service, appservice.address")
+    elif url is not None and not _is_http(url):
+        faults.append("url: must be a URL that starts with http:// or https://, such as http://localhost:29331")
     namespaces = content.get("namespaces")
     users: list[str] = []
-    if not isinstance(namespaces, dict):
-        faults.append("namespaces: is missing")
-    elif not isinstance(namespaces.get("users") or [], list):
-        faults.append("namespaces.users: must be a list")
+    rooms: list[str] = []
+    if isinstance(namespaces, dict):
+        users = _regexes(namespaces.get("users"), "namespaces.users", faults)
+        rooms = _regexes(namespaces.get("rooms"), "namespaces.rooms", faults)
     else:
-        for index, entry in enumerate(namespaces.get("users") or []):
-            regex = entry.get("regex") if isinstance(entry, dict) else None
-            if not isinstance(regex, str):
-                faults.append(f"namespaces.users.{index}.regex: is missing")
-                continue
-            try:
-                _compile(regex)
-            except ConfigError as error:
-                faults.append(f"namespaces.users.{index}.regex: {error}")
-            if not regex.startswith(f"@{content.get('sender_localpart')}"):
-                users.append(regex)
+        faults.append("namespaces: is missing; it says which users and rooms the service is shown")
     if faults:
-        raise ConfigError("\n".join([f"{path} cannot be used as a registration:", *(f"  {fault}" for fault in faults)]))
+        raise ConfigError(
+            "\n".join(
+                [
+                    f"{path} cannot be used as a registration; `rtc-appservice registration` writes one that can:",
+                    *(f"  {fault}" for fault in faults),
+                ]
+            )
+        )
     return Registration(
         **{key: content[key] for key in _TEXTS},
-        users=tuple(users),
+        url=url,
+        users=tuple(regex for regex in users if not regex.startswith(f"@{content['sender_localpart']}")),
+        rooms=tuple(rooms),
         to_device=bool(content.get("receive_ephemeral") or content.get("de.sorunome.msc2409.push_ephemeral")),
     )
+
+
+def _is_http(url: object) -> bool:
+    """Tell whether this is a URL with a host, and with a port that can be one."""
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        return parts is not None and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _regexes(entries: Any, key: str, faults: list[str]) -> list[str]:
+    """Give the regular expressions of a namespace; what is wrong with it is added to the faults."""
+    if not isinstance(entries or [], list):
+        faults.append(f"{key}: must be a list")
+        return []
+    found = []
+    for index, entry in enumerate(entries or []):
+        regex = entry.get("regex") if isinstance(entry, dict) else None
+        if not isinstance(regex, str):
+            faults.append(f"{key}.{index}.regex: is missing")
+            continue
+        try:
+            _compile(regex)
+        except ConfigError as error:
+            faults.append(f"{key}.{index}.regex: {error}")
+        found.append(regex)
+    return found
 
 
 def _compile(regex: str) -> None:

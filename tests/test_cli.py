@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from rtc_appservice import __version__
@@ -102,6 +103,21 @@ def test_a_configuration_without_a_homeserver_is_not_run_with(here: Path) -> Non
     for result in (checked, asked):
         assert (1, "") == (result.exit_code, result.stdout)
         assert "homeserver.domain: is still the placeholder" in result.stderr
+
+
+def test_check_says_what_is_shown(installed: Path) -> None:
+    """Also where that is nothing: such a service would wait for ever."""
+    path = installed / "registration.yaml"
+    everybody = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(everybody | {"namespaces": {"users": [], "rooms": []}}))
+    nothing = call("check")
+    path.write_text(yaml.safe_dump(everybody | {"namespaces": {"rooms": [{"regex": "!.*"}]}}))
+    rooms = call("check")
+
+    assert (0, 0, "") == (nothing.exit_code, rooms.exit_code, rooms.stderr)
+    assert "only rooms of the service's own users are shown" in nothing.stdout
+    assert "Warning: " in nothing.stderr and "it is shown nothing of others" in nothing.stderr
+    assert "room events are shown, to-device envelopes are not" in rooms.stdout
 
 
 def test_check_and_run_refuse_the_sample(installed: Path) -> None:
@@ -288,5 +304,5 @@ def test_check_compares_the_domain_with_the_registration(installed: Path, monkey
     url = call("check")
 
     assert (0, "") == (same.exit_code, same.stderr)
-    assert "names other.test" in other.stderr
+    assert "registration.yaml: namespaces.users: none names other.test" in other.stderr
     assert (1, True) == (url.exit_code, "homeserver.domain: must be a server name such as example.org" in url.stderr)

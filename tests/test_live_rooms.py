@@ -21,10 +21,12 @@ from rtc_appservice.core.model import (
     Membership,
     RoomHistory,
     RoomId,
+    RoomState,
     ServerName,
     Settings,
     UserId,
 )
+from rtc_appservice.core.room_facts import room_left, state_read
 from rtc_appservice.core.session import RoomProjection, project_room
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.store import sessions, streams
@@ -41,6 +43,7 @@ FOLLOWED = (
     "SELECT (room_key, identity)::text FROM observation ORDER BY 1",
     "SELECT identity FROM held_envelope ORDER BY 1",
 )
+OURS = UserId("@rtc-auditor-device:lab.test")
 Dump = list[list[tuple[Any, ...]]]
 
 
@@ -79,6 +82,21 @@ def played(seed: int, *, rough: bool) -> tuple[ServerName, list[Intake]]:
             watermark_at = max(intake.newest_at, watermark_at or intake.newest_at)
         intakes.append(intake)
     return server, intakes
+
+
+def read_as_found(server: ServerName, intakes: Sequence[Intake], seed: int) -> list[Intake]:
+    """Take the rooms' creation away, and have the device read their state and leave now and then."""
+    rng = random.Random(seed)  # noqa: S311 - no secrets here
+    found = []
+    for number, intake in enumerate(intakes):
+        observations = [o for o in intake.observations if not (isinstance(o.body, RoomState) and o.body.value == "")]
+        for one in intake.observations[:1]:
+            if rng.random() < 0.1:
+                observations.append(state_read(server, one.room_id, OURS, one.received_at))
+            if rng.random() < 0.05:
+                observations.append(room_left(server, one.room_id, OURS, one.received_at, f"$left{number}"))
+        found.append(msgspec.structs.replace(intake, observations=observations))
+    return found
 
 
 def steps_of(server: ServerName, intakes: Sequence[Intake], seed: int) -> list[Step]:
@@ -203,6 +221,39 @@ async def test_recordings(pool: Pool, scenario: str) -> None:
 async def test_played_rooms(pool: Pool, seed: int) -> None:
     """Played calls of all generations."""
     await assert_same_as_from_the_start(pool, *played(seed, rough=seed >= 1000), seed)
+
+
+async def test_rooms_whose_state_is_read(pool: Pool) -> None:
+    """A room's state is read, and the room left, before, within and after calls; whether they began unseen follows."""
+    server, intakes = played(1, rough=False)
+    await assert_same_as_from_the_start(pool, server, read_as_found(server, intakes, 1), 1)
+
+
+@pytest.mark.parametrize(("position", "seen"), [(0.0, True), (0.5, False)])
+async def test_whether_the_state_was_read_before_the_call(pool: Pool, position: float, seen: bool) -> None:
+    """Read while the call goes on, it does not make the beginning seen; the projection takes it as it comes."""
+    service = await Service.open(pool)
+    intakes = [
+        msgspec.structs.replace(
+            intake, observations=[o for o in intake.observations if not isinstance(o.body, RoomState)]
+        )
+        for intake in read("smart-switch")
+    ]
+    observed = [intake for intake in intakes if intake.observations]
+    first = observed[0].observations[0]
+    after = observed[int(position * len(observed))]
+    at = first.event_at - timedelta(seconds=1) if position == 0 else after.observations[0].received_at
+    after.observations.append(state_read(HOMESERVER, first.room_id, OURS, at))
+    for intake in intakes:
+        await service.take(intake)
+        await service.project()
+    (call,) = await service.calls()
+    service.projector.rooms.clear()
+    await service.settle(intakes)
+    (settled,) = await service.calls()
+
+    assert seen is call.beginning_seen
+    assert seen is settled.beginning_seen
 
 
 async def test_a_call_that_goes_on_is_read_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

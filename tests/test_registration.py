@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -36,6 +37,57 @@ def test_the_sample_is_not_fit_to_run_with() -> None:
 
     assert ["as_token", "hs_token"] == [fault.partition(":")[0] for fault in faults]
     assert all("rtc-appservice registration" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_the_sample_explains_every_scope(scope: Scope) -> None:
+    """What the generator writes for another scope stands in the sample as a comment."""
+    regex = r"@(ann|bob|carol):example\.org$" if scope is Scope.PILOT else None
+    other = render(scope, domain="example.org", url="http://localhost:29331", pilot_regex=regex)
+    comments = {line.lstrip("# ") for line in SAMPLE.read_text().splitlines()}
+    tokens = ("as_token", "hs_token", "# Registration of", "rooms: []")
+
+    assert [] == [
+        line for line in other.splitlines() if not line.strip().startswith(tokens) and line.lstrip("# ") not in comments
+    ]
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_a_written_registration_leaves_no_doubt(tmp_path: Path, scope: Scope) -> None:
+    """Of the homeserver and the port it was written for."""
+    assert [] == load(_write(tmp_path, scope)).doubts(domain="example.org", port=29331)
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubts"),
+    [
+        ({"url": "http://localhost:29332"}, ["url: has port 29332, and appservice.port is 29331"]),
+        ({"url": "https://rtc.example.org/"}, ["url: has port 443, and appservice.port is 29331"]),
+        ({"url": None}, ["url: is null"]),
+        ({"namespaces": {"users": [{"regex": "@rtc-auditor.*"}], "rooms": []}}, ["namespaces: name neither"]),
+        ({"namespaces": {}}, ["namespaces: name neither"]),
+        ({"namespaces": {"users": [{"regex": "@.*:other$"}]}}, ["namespaces.users: none names example.org"]),
+        ({"receive_ephemeral": False, "de.sorunome.msc2409.push_ephemeral": False}, ["receive_ephemeral: is off"]),
+    ],
+)
+def test_what_is_probably_not_meant_is_said(tmp_path: Path, changes: dict[str, Any], doubts: list[str]) -> None:
+    """By key; such a registration can be used all the same."""
+    path = _write(tmp_path, Scope.USERS)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    registered = load(path)
+    said = registered.doubts(domain="example.org", port=29331)
+
+    assert [] == registered.faults()
+    assert [True] * len(doubts) == [found.startswith(start) for found, start in zip(said, doubts, strict=True)]
+
+
+@pytest.mark.parametrize("url", [5, "localhost:29331", "http://", "http://h:99999", ""])
+def test_an_address_that_is_none_is_a_fault(tmp_path: Path, url: object) -> None:
+    """The homeserver could not reach it."""
+    path = _write(tmp_path, Scope.ROOMS)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"url": url}))
+    with pytest.raises(ConfigError, match="url: must be a URL that starts with http"):
+        load(path)
 
 
 @pytest.mark.parametrize("scope", Scope)
@@ -89,7 +141,9 @@ def test_a_pilot_needs_its_users() -> None:
 def test_every_fault_of_a_registration_is_said_at_once(tmp_path: Path) -> None:
     """One reading tells all that is wrong, by key, and shows no token."""
     path = tmp_path / "registration.yaml"
-    path.write_text(yaml.safe_dump({"id": "", "as_token": "hunter2", "namespaces": {"users": [{}, {"regex": "@(a"}]}}))
+    path.write_text(
+        yaml.safe_dump({"id": "", "as_token": "hunter2", "namespaces": {"users": [{}, {"regex": "@(a"}], "rooms": [5]}})
+    )
     with pytest.raises(ConfigError) as caught:
         load(path)
     faults = [line.strip().partition(": ")[0] for line in str(caught.value).splitlines()[1:]]
@@ -98,8 +152,10 @@ def test_every_fault_of_a_registration_is_said_at_once(tmp_path: Path) -> None:
         "id",
         "hs_token",
         "sender_localpart",
+        "url",
         "namespaces.users.0.regex",
         "namespaces.users.1.regex",
+        "namespaces.rooms.0.regex",
     ] == faults
     assert "hunter2" not in str(caught.value)
 
@@ -110,7 +166,14 @@ def test_every_fault_of_a_registration_is_said_at_once(tmp_path: Path) -> None:
 def test_weak_tokens_are_refused(as_token: str, hs_token: str, fault: str) -> None:
     """A token that could be guessed, or that opens both doors, is not run with."""
     registered = Registration(
-        id="x", as_token=as_token, hs_token=hs_token, sender_localpart="bot", users=(), to_device=True
+        id="x",
+        as_token=as_token,
+        hs_token=hs_token,
+        sender_localpart="bot",
+        url=None,
+        users=(),
+        rooms=(),
+        to_device=True,
     )
 
     assert [True] == [fault in each for each in registered.faults()]

@@ -87,7 +87,7 @@ class Call:
         """Decide the causes of fallbacks, and what obligations are judged with."""
         span, room, history = self.traffic.span, view.room, view.history
         settle_after = timedelta(seconds=view.settings.horizon_seconds + view.settings.late_seconds)
-        beginning_seen = room.beginning_seen(span.started_at)
+        beginning_seen = room.beginning_seen(span)
         encrypted = room.encrypted(span)
         context = Context(beginning_seen, history.envelopes, view.to_device_seen, settle_after, view.final_until)
         fallbacks = find_fallbacks(self.traffic, context)

@@ -525,8 +525,7 @@ class RoomHistory(Struct, frozen=True, kw_only=True):
     #: The registration's scope (live) or the recording itself showed other users' to-device traffic.
     envelopes: bool
     gaps: tuple[Gap, ...] = ()
-    #: When the service read the room's state as a snapshot, or began to watch it without one.
-    snapshot_at: datetime | None = None
+    #: When the service began to watch the room.
     watched_since: datetime | None = None
     #: Devices of ours that are members of calls in this room: what is sent to them by to-device is read.
     witnesses: frozenset[Device] = frozenset()

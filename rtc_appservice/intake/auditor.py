@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from rtc_appservice.core.membership import STATE_TYPES
 from rtc_appservice.core.model import Device, DeviceId, EventId, Gap, GapReason, RoomId, ServerName, ToDeviceKey, UserId
+from rtc_appservice.core.room_facts import state_read
 from rtc_appservice.core.stints import DeviceStint, build_stints, in_order
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import DataRefused, RtcAppserviceError
@@ -271,7 +272,7 @@ class Auditor:
                 await audited_rooms.drop_room(conn, self._homeserver_id, room.room_id)
             self.own.rooms.discard(room.room_id)
             return
-        if room.room_id not in self.own.rooms or room.joined_at is None:
+        if room.room_id not in self.own.rooms or room.joined_at is None or room.state_read_at is None:
             await self._api.join(room.room_id)
             await self._enter(room.room_id)
         if room.announced_at is None and self._terms.notice:
@@ -282,7 +283,13 @@ class Auditor:
             self._sealed.note_call(room.room_id)
 
     async def _enter(self, room_id: RoomId) -> None:
-        """Note that the device is in a room, and read the state it finds there."""
+        """Note that the device is in a room, and read the state it finds there; until that is done it is tried again."""
+
+        async def write(conn: Connection, _reading: Reading, intake: Intake) -> None:
+            read_at = self._clock()
+            intake.observations.append(state_read(self._homeserver, room_id, self.own.device[0], read_at))
+            await audited_rooms.mark_state_read(conn, self._homeserver_id, room_id, read_at)
+
         async with self._database() as conn:
             await audited_rooms.want_room(conn, self._homeserver_id, room_id, wanted=True)
             await audited_rooms.mark_joined(conn, self._homeserver_id, room_id, self._clock())
@@ -291,7 +298,7 @@ class Auditor:
         now = self._clock()
         state = [_as_of(event, room_id, now) for event in await self._api.state(room_id)]
         events = [event for event in state if event.get("type") in _SNAPSHOT]
-        await self._intake.take_beside({"events": events}, _nothing_else, is_snapshot=True)
+        await self._intake.take_beside({"events": events}, write, is_snapshot=True)
 
     async def _is_witness(self, room_id: RoomId) -> bool:
         async with self._database() as conn:
@@ -391,7 +398,3 @@ def date_back(intake: Intake, since: datetime) -> None:
         if isinstance(body, ToDeviceKey) and body.claimed_sent_at is not None:
             sent_at = min(max(body.claimed_sent_at, since), observation.received_at)
             intake.observations[position] = replace(observation, event_at=sent_at)
-
-
-async def _nothing_else(_conn: Connection, _reading: Reading, _intake: Intake) -> None:
-    """Write nothing beside."""

@@ -113,6 +113,15 @@ class SealedIntake:
         self.calls_changed.add(room_id)
         self.call_changed.set()
 
+    def rooms_left(self, body: dict[str, Any]) -> Iterator[tuple[RoomId, str]]:
+        """Yield (room, event id) for each room that the device left or was put out of."""
+        events = body.get("events")
+        for event in events if isinstance(events, list) else ():
+            if isinstance(event, dict) and is_id(event.get("event_id")):
+                for room_id, change in self._changes({"events": [event]}):
+                    if change == "leave":
+                        yield room_id, event["event_id"]
+
     def _changes(self, body: dict[str, Any]) -> Iterator[tuple[RoomId, str]]:
         """Yield (room, `invite`, `join`, `leave`, `witness` or `no_witness`): what events say to the device itself."""
         events = body.get("events")

@@ -20,6 +20,7 @@ import orjson
 from rtc_appservice.core.fields import Malformed, text
 from rtc_appservice.core.model import GapReason, Observation, Rejected, RoomId, ServerName, UserId
 from rtc_appservice.core.opened import Opened
+from rtc_appservice.core.room_facts import room_left
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.errors import DataRefused, RtcAppserviceError, StoreUnavailable
 from rtc_appservice.intake.faults import describe
@@ -257,6 +258,9 @@ class TransactionIntake:
             async with connection.transaction():
                 keyring, reading = await sealed.open(connection, body, identities)
                 intake = self._read(body, received_at, watermark_at, reading.opened)
+                user_id, _ = sealed.own.device
+                for room_id, event_id in sealed.rooms_left(body):
+                    intake.observations.append(room_left(self._homeserver, room_id, user_id, received_at, event_id))
                 if also is not None:
                     intake.newest_at = None
                     await also(connection, reading, intake)

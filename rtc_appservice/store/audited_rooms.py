@@ -14,6 +14,7 @@ class AuditedRoom(Struct, frozen=True, kw_only=True):
     room_id: RoomId
     wanted: bool
     joined_at: datetime | None
+    state_read_at: datetime | None
     announced_at: datetime | None
     witness: bool
 
@@ -22,7 +23,7 @@ async def audited_rooms(conn: Connection, homeserver_id: int) -> list[AuditedRoo
     """Give all rooms the device is in or has been asked into."""
     rows = await conn.fetch(
         """
-        SELECT room_id, wanted, joined_at, announced_at, witness FROM crypto.room
+        SELECT room_id, wanted, joined_at, state_read_at, announced_at, witness FROM crypto.room
         WHERE homeserver_id = $1 ORDER BY room_id
         """,
         homeserver_id,
@@ -66,6 +67,16 @@ async def mark_joined(conn: Connection, homeserver_id: int, room_id: RoomId, at:
         """
         UPDATE crypto.room SET joined_at = coalesce(joined_at, $3) WHERE homeserver_id = $1 AND room_id = $2
         """,
+        homeserver_id,
+        room_id,
+        at,
+    )
+
+
+async def mark_state_read(conn: Connection, homeserver_id: int, room_id: RoomId, at: datetime) -> None:
+    """Note that the state the device found in a room is recorded."""
+    await conn.execute(
+        "UPDATE crypto.room SET state_read_at = $3 WHERE homeserver_id = $1 AND room_id = $2",
         homeserver_id,
         room_id,
         at,

@@ -244,11 +244,17 @@ async def running_service(
 
 
 @asynccontextmanager
-async def sealed_synapse(folder: Path) -> AsyncIterator[tuple[str, Path, int]]:
+async def sealed_synapse(
+    folder: Path, *, pilot_regex: str | None = None, msc4190: bool = True
+) -> AsyncIterator[tuple[str, Path, int]]:
     """Give a Synapse that knows the service's registration: its address, the registration, the service's port."""
     port = free_port()
     path = folder / "registration.yaml"
-    path.write_text(registration.render(registration.Scope.ROOMS, domain=SERVER_NAME, url=f"http://127.0.0.1:{port}"))
+    scope = registration.Scope.ROOMS if pilot_regex is None else registration.Scope.PILOT
+    url = f"http://127.0.0.1:{port}"
+    text = registration.render(scope, domain=SERVER_NAME, url=url, pilot_regex=pilot_regex)
+    assert "io.element.msc4190: true" in text
+    path.write_text(text if msc4190 else text.replace("io.element.msc4190: true", ""))
     async with running_synapse(path) as synapse:
         yield synapse.address, path, port
 

@@ -2,11 +2,13 @@
 
 import pytest
 
-from rtc_appservice.core.model import Gap, GapReason
+from rtc_appservice.core.model import Gap, GapReason, UserId
+from rtc_appservice.core.room_facts import room_left, state_read
 
-from .build import HOMESERVER, OTHER_ROOM, Scene, at
+from .build import HOMESERVER, OTHER_ROOM, ROOM, Scene, at, sticky
 
 HOURS = 3600.0
+OURS = UserId("@rtc-auditor-device:lab.test")
 
 
 def alone(*, created: bool = False) -> Scene:
@@ -33,10 +35,73 @@ def test_seen_since_the_rooms_creation() -> None:
     assert alone(created=True).call().beginning_seen
 
 
-@pytest.mark.parametrize(("seconds", "seen"), [(-10, True), (10, False)])
+def read(scene: Scene, seconds: float) -> Scene:
+    """Note that the state of the room was read."""
+    scene.observations.append(state_read(HOMESERVER, ROOM, OURS, at(seconds)))
+    return scene
+
+
+def left(scene: Scene, seconds: float) -> Scene:
+    """Note that our device left the room."""
+    scene.observations.append(room_left(HOMESERVER, ROOM, OURS, at(seconds), f"$left{seconds}"))
+    return scene
+
+
+@pytest.mark.parametrize(("seconds", "seen"), [(-10, True), (0, False), (10, False)])
 def test_seen_since_a_snapshot(seconds: float, seen: bool) -> None:
-    """Read as a state snapshot before the call began."""
-    assert seen is alone().call(snapshot_at=at(seconds)).beginning_seen
+    """Read as a state snapshot before the call began; one that is in the snapshot went on already."""
+    call = read(alone(), seconds).call()
+
+    assert seen is call.beginning_seen
+    assert (False if seen else None) is call.encrypted_room
+
+
+@pytest.mark.parametrize(
+    ("reads", "leaves", "seen"),
+    [
+        ([-100], [-50], False),
+        ([-100, -10], [-50], True),
+        ([-100], [-200], True),
+        ([-100], [50], True),
+        ([-100, 50], [10], True),
+    ],
+)
+def test_a_snapshot_holds_until_the_device_leaves(reads: list[float], leaves: list[float], seen: bool) -> None:
+    """Joined again, the room is read again: calls of in between began unseen, those of before stay as they were."""
+    scene = alone()
+    for seconds in reads:
+        read(scene, seconds)
+    for seconds in leaves:
+        left(scene, seconds)
+    call = scene.call()
+
+    assert seen is call.beginning_seen
+    assert (False if seen else None) is call.encrypted_room
+
+
+@pytest.mark.parametrize(("start", "end", "seen"), [(-90, -60, False), (-200, -150, True), (-90, None, False)])
+def test_a_gap_after_a_snapshot_voids_it(start: float, end: float | None, seen: bool) -> None:
+    """One that ended before it does not: the state was read after it."""
+    call = read(alone(), -100).call(gaps=(gap(start, end),), watched_since=at(-100))
+
+    assert seen is call.beginning_seen
+
+
+@pytest.mark.parametrize(("seconds", "seen"), [(-HOURS - 1, True), (-HOURS + 1, False)])
+def test_sticky_memberships_are_in_no_snapshot(seconds: float, seen: bool) -> None:
+    """They show themselves again, or end, within the longest stickiness: an hour."""
+    scene = Scene(created=False)
+    scene.join("alice", 0, sticky("alice"))
+
+    assert seen is read(scene, seconds).call().beginning_seen
+
+
+def test_a_member_whose_clock_is_ahead_was_there_all_the_same() -> None:
+    """Its membership stands in the snapshot, and counts from when that was read at the latest."""
+    scene = Scene(created=False)
+    scene.join("alice", 5)
+
+    assert not read(scene, 5).call().beginning_seen
 
 
 @pytest.mark.parametrize(("hours", "seen"), [(4.1, True), (3.9, False), (0, False)])
