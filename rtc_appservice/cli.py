@@ -26,6 +26,9 @@ from rtc_appservice.registration import Registration, Scope
 
 _PROGRESS_SECONDS = 1.0
 
+#: How many server names a warning names.
+_NAMED = 3
+
 
 ReportFormat = Literal["text", "json", "csv", "markdown"]
 
@@ -36,6 +39,13 @@ _report_format_option = click.option(
     default="text",
     show_default=True,
     help="How to print.",
+)
+
+
+_calls_option = click.option(
+    "--calls",
+    type=click.IntRange(min=0),
+    help="How many of the newest calls text and Markdown tell of.  [default: 10 in text, 30 in Markdown]",
 )
 
 
@@ -237,9 +247,17 @@ def db_sql(since: str | None) -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The account of a device that was in the calls: what was sent to it is decrypted.",
 )
+@_calls_option
 @_report_format_option
 @example("rtc-appservice audit transactions.jsonl --format json")
-def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: Path | None, form: ReportFormat) -> None:
+def audit(
+    files: tuple[str, ...],
+    homeserver: str | None,
+    scope: str,
+    account: Path | None,
+    calls: int | None,
+    form: ReportFormat,
+) -> None:
     """
     Audit recorded transactions offline and print the report.
 
@@ -248,13 +266,22 @@ def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: P
     account of before the recording as libolm writes it, `pickle` and `pickle_key`.
     """
     from rtc_appservice.core.audit import audit as audit_transactions
+    from rtc_appservice.core.audit import servers_of
+    from rtc_appservice.core.wording import plain
     from rtc_appservice.recording import read_recordings
 
-    transactions = _with_progress(read_recordings(files))
+    _refuse_calls(calls, form)
+    transactions = list(_with_progress(read_recordings(files)))
+    if homeserver is not None and homeserver not in (servers := servers_of(transactions)):
+        click.echo(
+            f"Warning: nothing in {', '.join(files)} is of {homeserver}, so no user in it counts as local and little"
+            f" can be told; it is of {', '.join(map(plain, servers[:_NAMED])) or 'no server'}",
+            err=True,
+        )
     # Nothing keyed leaves this process in a form to compare, so a secret of its own is enough.
     secret = secrets.token_bytes(32)
     if account is None:
-        _print_report(audit_transactions(transactions, homeserver=homeserver, scope=scope, secret=secret), form)
+        _print_report(audit_transactions(transactions, homeserver=homeserver, scope=scope, secret=secret), form, calls)
         return
     try:
         from rtc_appservice.intake.account import load_account, open_recording
@@ -271,7 +298,7 @@ def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: P
         witness=found.device,
         gaps=found.gaps,
     )
-    _print_report(report, form)
+    _print_report(report, form, calls)
 
 
 @main.command("report")
@@ -280,6 +307,7 @@ def audit(files: tuple[str, ...], homeserver: str | None, scope: str, account: P
 @click.option("--since", type=click.DateTime(), help="From this time on (UTC), instead of --days.")
 @click.option("--homeserver", help="This one only.  [default: all in the database]")
 @click.option("--require-ready", is_flag=True, help="Exit 1 unless the backup can be switched off.")
+@_calls_option
 @_report_format_option
 @example("rtc-appservice report --days 7 --format json")
 def print_report(
@@ -288,6 +316,7 @@ def print_report(
     since: datetime | None,
     homeserver: str | None,
     require_ready: bool,
+    calls: int | None,
     form: ReportFormat,
 ) -> None:
     """Print calls, fallbacks, blockers and readiness from the database."""
@@ -296,6 +325,7 @@ def print_report(
     from rtc_appservice.store.pool import open_pool
     from rtc_appservice.view.stored import read_report
 
+    _refuse_calls(calls, form)
     now = datetime.now(UTC)
     start = now - timedelta(days=days) if since is None else since.replace(tzinfo=UTC)
 
@@ -306,7 +336,7 @@ def print_report(
 
     with database(load_config(config_path).database) as dsn:
         report = asyncio.run(read(dsn))
-    _print_report(report, form)
+    _print_report(report, form, calls)
     if require_ready and report.readiness.verdict != "ready":
         sys.exit(1)
 
@@ -360,12 +390,26 @@ def replay_all(config_path: Path) -> None:
         sys.exit(1)
 
 
-def _print_report(report: Report, form: ReportFormat) -> None:
+def _refuse_calls(calls: int | None, form: ReportFormat) -> None:
+    """Raise a usage error where calls would be left out of what programs read."""
+    if calls is not None and form in ("json", "csv"):
+        raise click.BadParameter(f"is for text and Markdown; {form} has all calls", param_hint="--calls")
+
+
+def _print_report(report: Report, form: ReportFormat, calls: int | None) -> None:
+    """Print a report; `calls` None: as many as the format has by default."""
     from rtc_appservice.view import tabular
     from rtc_appservice.view.report import render_json, render_text
 
-    renderers = {"json": render_json, "csv": tabular.report_csv, "markdown": tabular.report_markdown}
-    click.echo(renderers.get(form, render_text)(report), nl=form in ("text", "json"))
+    some = {} if calls is None else {"calls": calls}
+    if form == "json":
+        click.echo(render_json(report))
+    elif form == "csv":
+        click.echo(tabular.report_csv(report), nl=False)
+    elif form == "markdown":
+        click.echo(tabular.report_markdown(report, **some), nl=False)
+    else:
+        click.echo(render_text(report, **some))
 
 
 def _with_progress(items: Iterator[RecordedTransaction]) -> Iterator[RecordedTransaction]:

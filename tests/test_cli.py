@@ -286,6 +286,31 @@ def test_audit_prints_what_was_recorded(name: str, verdict: str) -> None:
     assert verdict in text.stdout
 
 
+def test_audit_warns_of_a_homeserver_that_is_not_in_the_recording() -> None:
+    """With a mistyped name nobody is local, and the report would say that little was seen."""
+    path = str(RECORDINGS / "smart-switch" / "transactions.jsonl")
+    wrong = call("audit", path, "--homeserver", "lab.tset", "--format", "json")
+    right = call("audit", path, "--homeserver", "lab.test", "--format", "json")
+
+    assert (0, 0, "") == (wrong.exit_code, right.exit_code, right.stderr)
+    assert "is of lab.tset, so no user in it counts as local" in wrong.stderr
+    assert "it is of lab.test" in wrong.stderr
+    assert "calls" in json.loads(wrong.stdout)
+
+
+@pytest.mark.parametrize("command", ["audit", "report"])
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_calls_are_left_out_of_nothing_that_programs_read(installed: Path, command: str, form: str) -> None:
+    """`--calls` is for people; asked for with another format it is a usage error, not passed over."""
+    path = str(RECORDINGS / "smart-switch" / "transactions.jsonl")
+    refused = call(command, *([path] if command == "audit" else []), "--calls", "1", "--format", form)
+    text = call("audit", path, "--calls", "0")
+
+    assert (2, "") == (refused.exit_code, refused.stdout)
+    assert f"is for text and Markdown; {form} has all calls" in refused.stderr
+    assert "Earlier calls left out: 1; " in text.stdout
+
+
 def test_audit_names_the_bad_line(here: Path) -> None:
     """A file that is not a recording fails with its line."""
     (here / "x.jsonl").write_text("no\n")

@@ -60,7 +60,7 @@ def audit(
     lost some. `gaps` are what it could not open. `homeserver` None: the server name most users of the recording have.
     """
     recorded = sorted(transactions, key=lambda transaction: transaction.received_at)
-    name = ServerName(homeserver or _most_frequent_server(recorded))
+    name = ServerName(homeserver or next(iter(servers_of(recorded)), "unknown"))
     reader = TransactionReader(name, secret)
     observations: dict[RoomId, list[Observation]] = defaultdict(list)
     held: list[HeldEnvelope] = []
@@ -136,8 +136,12 @@ def _placed(
     return placed
 
 
-def _most_frequent_server(recorded: Iterable[RecordedTransaction]) -> str:
-    """Guess whose recording it is: recipients of to-device messages are local, else most senders are."""
+def servers_of(recorded: Iterable[RecordedTransaction]) -> list[str]:
+    """
+    Give the server names in a recording, the one whose it probably is first.
+
+    Recipients of to-device messages are local; of senders in rooms, most are.
+    """
     seen: Counter[str] = Counter()
     for transaction in recorded:
         messages = transaction.body.get("de.sorunome.msc2409.to_device") or transaction.body.get("to_device")
@@ -148,4 +152,4 @@ def _most_frequent_server(recorded: Iterable[RecordedTransaction]) -> str:
         for event in events if isinstance(events, list) else ():
             if isinstance(event, dict) and isinstance(event.get("sender"), str):
                 seen[event["sender"].partition(":")[2]] += 1
-    return seen.most_common(1)[0][0] if seen else "unknown"
+    return [name for name, _ in seen.most_common()]

@@ -42,7 +42,9 @@ from rtc_appservice.view.words import (
     plain,
 )
 
-#: More than this of anything is for `--format json`.
+#: So many of the newest calls are told of, unless more are asked for: some ten screens.
+CALLS = 10
+#: More than this of anything in a call is for `--format json`.
 LISTED = 30
 
 _T = TypeVar("_T")
@@ -53,17 +55,21 @@ def render_json(report: Report) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
-def render_text(report: Report, *, width: int = 120) -> str:
-    """Give a report as text for an operator, at most `width` columns wide, without colours."""
+def render_text(report: Report, *, calls: int = CALLS, width: int = 120) -> str:
+    """Give a report as text for an operator, with so many calls, at most `width` columns wide, without colours."""
     out = StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False, markup=False, emoji=False)
     console.print(f"MatrixRTC media keys, as of {moment(report.generated_at)}\n")
     _print_readiness(console, report.readiness)
     _print_totals(console, report)
-    for number, call in enumerate(report.calls[-LISTED:], start=max(0, len(report.calls) - LISTED) + 1):
+    left_out = max(0, len(report.calls) - calls)
+    for number, call in enumerate(report.calls[left_out:], start=left_out + 1):
         print_call(console, number, call)
-    if len(report.calls) > LISTED:
-        console.print(f"The {LISTED} newest calls are listed; JSON has all {len(report.calls)}.\n")
+    if left_out:
+        console.print(
+            f"Earlier calls left out: {left_out}; `--calls {len(report.calls)}` tells of all, "
+            "and so do `--format json` and `--format csv`.\n"
+        )
     _print_gaps(console, report.gaps)
     lines = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).rstrip() + "\n"

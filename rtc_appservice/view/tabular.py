@@ -21,7 +21,7 @@ from rtc_appservice.core.model import (
 )
 from rtc_appservice.view.words import CAUSES, OUTCOMES, READINESS, VERDICTS, clock, length, moment, plain, precise
 
-#: More calls than this are for CSV and JSON.
+#: So many of the newest calls stand in Markdown, unless more are asked for; and of the gaps.
 LISTED = 30
 
 #: A user id in the grammar of today; other text that begins as a formula does is not given to a spreadsheet as it is.
@@ -89,8 +89,8 @@ def _cell(value: object) -> str:
     return f"'{text}" if text.startswith(_FORMULA) and not _USER_ID.fullmatch(text) else text
 
 
-def report_markdown(report: Report) -> str:
-    """Give a report as Markdown: readiness, causes of fallbacks, the newest calls, gaps."""
+def report_markdown(report: Report, *, calls: int = LISTED) -> str:
+    """Give a report as Markdown: readiness, causes of fallbacks, so many of the newest calls, gaps."""
     totals = report.totals
     parts = [
         f"## MatrixRTC media keys, as of {moment(report.generated_at)}",
@@ -106,8 +106,9 @@ def report_markdown(report: Report) -> str:
         ]
         parts += ["### Fallbacks", _table(("cause", "meaning", "blocks", "evidence", "fallbacks"), rows)]
     if report.calls:
-        newest = report.calls[-LISTED:]
-        left = f" (the {LISTED} newest of {totals.calls})" if totals.calls > LISTED else ""
+        left_out = max(0, len(report.calls) - calls)
+        newest = report.calls[left_out:]
+        left = f" (the {len(newest)} newest of {len(report.calls)}; `--calls` tells of more)" if left_out else ""
         columns = ("started", "length", "verdict", "evidence", "devices", "fallbacks", "findings", "call")
         parts += [f"### Calls{left}", _table(columns, map(_call_row, newest))]
     gap_rows = [

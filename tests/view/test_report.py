@@ -11,7 +11,7 @@ from rtc_appservice.core.audit import audit
 from rtc_appservice.core.model import Gap, GapReason, Report, RoomId, ServerName, UserId
 from rtc_appservice.core.report import build_report
 from rtc_appservice.recording import read_recordings
-from rtc_appservice.view.report import LISTED, render_json, render_text
+from rtc_appservice.view.report import CALLS, render_json, render_text
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
 
@@ -131,9 +131,13 @@ def test_names_cannot_steer_the_terminal(mixed: Report) -> None:
 
 
 def test_many_calls(mixed: Report) -> None:
-    """Of many calls the newest are listed, and the text says where the others are."""
-    text = render_text(msgspec.structs.replace(mixed, calls=mixed.calls * (LISTED + 3)))
+    """Of many calls the newest are told of, and the text says how many are not and how to see them."""
+    report = msgspec.structs.replace(mixed, calls=mixed.calls * 1000)
+    text = render_text(report)
 
-    assert text.count("call id") == LISTED
-    assert f"Call {LISTED + 3}: mixed" in text
-    assert f"JSON has all {LISTED + 3}" in text
+    assert CALLS == text.count("call id")
+    assert "Call 1000: mixed" in text
+    assert "Earlier calls left out: 990; `--calls 1000` tells of all" in text
+    assert 1000 == len(msgspec.json.decode(render_json(report))["calls"])
+    assert (0, 1) == tuple(render_text(report, calls=calls).count("call id") for calls in (0, 1))
+    assert "left out" not in render_text(mixed)

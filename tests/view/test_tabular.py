@@ -69,6 +69,17 @@ def test_a_report_as_markdown() -> None:
     assert "| room_only_client | its client can only use room events | yes | direct | 1 |" in text
 
 
+def test_markdown_of_many_calls_says_what_it_leaves_out() -> None:
+    """The newest stand there, and how to have more; CSV has all."""
+    mixed = recorded("smart-switch")
+    report = replace(mixed, calls=mixed.calls * 1000)
+    row = f"`{mixed.calls[0].call_id}`"
+
+    assert (30, 2) == (report_markdown(report).count(row), report_markdown(report, calls=2).count(row))
+    assert "### Calls (the 2 newest of 1000; `--calls` tells of more)" in report_markdown(report, calls=2)
+    assert 1000 == len(_rows(report_csv(report)))
+
+
 def test_markdown_calls_nobody_by_name_and_keeps_its_table() -> None:
     """Ids stand in code, so that an issue notifies nobody; what would end a cell or the code does not."""
     call = told("smart-switch")
