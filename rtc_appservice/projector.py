@@ -22,6 +22,7 @@ from rtc_appservice.core.model import (
     CallSession,
     DeviceId,
     EventId,
+    Evidence,
     Finding,
     Observation,
     Redaction,
@@ -29,6 +30,7 @@ from rtc_appservice.core.model import (
     RoomId,
     ServerName,
     Settings,
+    UndecryptableKey,
     UserId,
 )
 from rtc_appservice.core.rollup import increments
@@ -37,11 +39,12 @@ from rtc_appservice.core.stints import in_order
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.repeats import Repeats
 from rtc_appservice.store import envelopes, findings, outbox, partitions, projection, sessions, totals
-from rtc_appservice.store.crypto import own_devices
+from rtc_appservice.store.crypto import own_devices, prune
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.observations import load_room, load_since
 from rtc_appservice.store.outbox import OutboxRow
 from rtc_appservice.store.pool import Connection, Pool, store_errors
+from rtc_appservice.store.undecryptable import load_undecryptable
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ async def run_projector(
                 with store_errors():
                     async with pool.acquire() as conn:
                         await partitions.maintain(conn, now)
+                        await prune(conn, projector.homeserver_id, now)
                 maintained_at = now
             worked = await project_once(pool, projector, now)
         except StoreUnavailable as error:
@@ -197,7 +201,7 @@ async def _project(
         kept = None
     room, news = await _take_news(conn, projector, claim, basis, kept)
     calls, seen = await _project_with_history(conn, projector, room, since)
-    await _write(conn, projector, claim.room_key, since, calls, now)
+    await _write(conn, projector, claim.room_key, since, calls, now, has_device=bool(basis.history.witnesses))
     await sessions.write_to_device_seen(conn, projector.homeserver_id, seen)
     to_enter = (*news, *room.redactions.values())
     await totals.write_ledger(
@@ -281,6 +285,8 @@ async def _write(
     since: datetime,
     calls: Sequence[CallSession],
     now: datetime,
+    *,
+    has_device: bool,
 ) -> None:
     """Write calls, stints and findings, and, for what is new or settled with this, totals and events to send."""
     homeserver_id = projector.homeserver_id
@@ -298,10 +304,37 @@ async def _write(
         newly_ended = call.report.settled and not known.get(call_id, False)
         newly_settled = settled.get(call_id, [])
         if first_time or newly_ended or newly_settled:
-            await totals.add(conn, homeserver_id, increments(call, newly_settled, newly_ended))
             told = call if newly_ended else replace(call, report=replace(call.report, settled=False))
+            if newly_ended and has_device:
+                told = replace(call, undecryptable=await _undecryptable_keys(conn, homeserver_id, call))
+            await totals.add(conn, homeserver_id, increments(told, newly_settled, newly_ended))
             rows.extend(projector.events(told, newly_settled, first_time))
     await outbox.put(conn, rows, now)
+
+
+async def _undecryptable_keys(conn: Connection, homeserver_id: int, call: CallSession) -> tuple[UndecryptableKey, ...]:
+    """Give what of a call's keys, or of what may have been some, our device could not open when it came."""
+    sealed = {
+        identity: each
+        for each in call.distributions
+        if each.evidence in (Evidence.INFERRED, Evidence.DECRYPTED)
+        for identity in each.observations
+    }
+    noted = await load_undecryptable(conn, homeserver_id, sealed)
+    return tuple(
+        UndecryptableKey(
+            identity=identity,
+            sender=key.sender,
+            key_transport=key.key_transport,
+            at=key.at,
+            evidence=key.evidence,
+            reason=found.reason,
+            withheld_code=found.withheld_code,
+            opened_at=found.opened_at,
+        )
+        for identity, key in sealed.items()
+        if (found := noted.get(identity)) is not None
+    )
 
 
 async def _place_envelopes(conn: Connection, projector: Projector) -> int:

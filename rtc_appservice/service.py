@@ -21,7 +21,7 @@ from rtc_appservice.config import Config, Database
 from rtc_appservice.core.model import ServerName
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.errors import ConfigError, RtcAppserviceError, ServiceFailed
-from rtc_appservice.export.events import Terms, event_maker
+from rtc_appservice.export.events import EventMaker, Terms, event_maker
 from rtc_appservice.export.posthog import run_posthog
 from rtc_appservice.export.prometheus import Metrics
 from rtc_appservice.export.pseudonym import Pseudonyms
@@ -84,7 +84,8 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         pool = await stack.enter_async_context(await open_pool(dsn, config.database.pool_size))
         metrics = Metrics(pool, [config.homeserver.domain], __version__)
         intake = await _open_intake(config, pool)
-        projector = await _projector(config, registration, pool, metrics.observe_misfit)
+        events = event_maker(_terms(config), metrics.observe_misfit, metrics.observe_sampled_out)
+        projector = await _projector(config, registration, pool, events)
         projector = replace(projector, events=metrics.counting(projector.events, config.deployment_secret))
         if config.metrics.enabled:
             await stack.enter_async_context(_admin_listener(config, dsn, pool, metrics))
@@ -137,7 +138,7 @@ async def _projector(
     config: Config,
     registration: Registration,
     pool: Pool,
-    observe_misfit: Callable[[str], None] = lambda event: None,
+    events: EventMaker | None = None,
 ) -> Projector:
     name = ServerName(config.homeserver.domain)
     with store_errors():
@@ -148,7 +149,7 @@ async def _projector(
         homeserver_id=stream.homeserver_id,
         envelopes=registration.envelopes,
         settings=config.detection.settings(),
-        events=event_maker(_terms(config), observe_misfit) if config.posthog.key else no_events,
+        events=(events or event_maker(_terms(config))) if config.posthog.key else no_events,
     )
 
 

@@ -29,11 +29,12 @@ With `posthog.pseudonym_rotation_days` the pseudonyms of rooms, users and device
 from 1970-01-01 UTC, and are another's after it. A call belongs to the period it started in, with all its events.
 With `posthog.sample_rate` below 1 the `RtcKeyDistributed` events of that share of the calls are sent, all of a call
 or none; which calls is decided by a keyed hash of the call, the same on every replica. No other event is sampled.
+`isSampled` of `RtcCallEnded` says whether those of the call are sent.
 
 Findings are exported once nothing still due can change them. Beyond 1,000 findings in one call the rest are counted
 in one finding and are not sent one by one. A value that its description here does not allow is not sent: the event
-is dropped and logged by name, and nothing else is lost. An `RtcKeyUndecryptable` event is not sent yet: only a device
-of the service's own that takes part in encrypted rooms could know.
+is dropped and logged by name, and nothing else is lost. An `RtcKeyUndecryptable` event asks for a device of the
+service's own: in a room without one nothing could have been opened.
 
 `rtc-appservice posthog push` puts two dashboards for these events into a PostHog project.
 
@@ -50,8 +51,8 @@ Totals come from the database, where each was added together with what it counts
 retention or a replay changes none. Totals of calls, media keys owed or handed out, and findings are split by
 `evidence`: `direct`, `decrypted`, `inferred` or `reported`. What the service's own device could and could not open
 counts once, however often it comes: the share it cannot read is what it could not open, less what it opened `later`,
-of that and what it opened `at_once`. `homeserver` is the operator's own. While the database cannot be reached, what is read
-from it is missing from the page rather than stale, and `rtc_appservice_database_up` is 0. The rest belongs to the
+of that and what it opened `at_once`. `homeserver` is the operator's own. While the database cannot be reached, what is
+read from it is missing from the page rather than stale, and `rtc_appservice_database_up` is 0. The rest belongs to the
 process and starts at 0 with it.
 """
 

@@ -16,6 +16,7 @@ from rtc_appservice.core.model import (
     Finding,
     FindingKind,
     KeyDistribution,
+    UndecryptableKey,
     UserId,
 )
 from rtc_appservice.core.rollup import fallback_of
@@ -25,6 +26,9 @@ from rtc_appservice.store.outbox import OutboxRow
 from rtc_appservice.store.standing import Standing
 
 _log = logging.getLogger("rtc_appservice.export")
+
+#: So many `RtcKeyUndecryptable` are sent of one call: more say nothing more.
+MAX_UNDECRYPTABLE = 100
 
 #: What the projector calls with a call, the findings that settled with this projection, and whether the call is new.
 EventMaker = Callable[[CallSession, Sequence[Finding], bool], Sequence[OutboxRow]]
@@ -42,12 +46,17 @@ class Terms(Struct, frozen=True, kw_only=True):
     pseudonym_rotation_days: int | None = None  #: None: pseudonyms of rooms, users and devices hold for ever
 
 
-def event_maker(terms: Terms, observe_misfit: Callable[[str], None] = lambda event: None) -> EventMaker:
+def event_maker(
+    terms: Terms,
+    observe_misfit: Callable[[str], None] = lambda event: None,
+    observe_sampled_out: Callable[[int], None] = lambda events: None,
+) -> EventMaker:
     """
     Take the terms; give the function the projector writes outbox rows with.
 
     Args:
         observe_misfit: called with the name of an event that was dropped because it did not fit its description.
+        observe_sampled_out: called with the number of events that sampling left out, for each call it left out.
     """
 
     def dropped(event: str, where: str) -> None:
@@ -55,6 +64,8 @@ def event_maker(terms: Terms, observe_misfit: Callable[[str], None] = lambda eve
         observe_misfit(event)
 
     def make(session: CallSession, newly_settled: Sequence[Finding], first_time: bool) -> Sequence[OutboxRow]:
+        if session.report.settled and not _Call(session, terms).is_sampled:
+            observe_sampled_out(len(session.distributions))
         return outbox_rows(session, newly_settled, first_time=first_time, terms=terms, dropped=dropped)
 
     return make
@@ -71,7 +82,8 @@ def outbox_rows(
     """
     Take a projected call and the findings that settled with this projection; give the rows to send.
 
-    A call passed as settled gives its `RtcCallEnded` and `RtcKeyDistributed` rows: the projector passes it so once.
+    A call passed as settled gives its `RtcCallEnded`, `RtcKeyDistributed` and `RtcKeyUndecryptable` rows: the projector
+    passes it so once.
     A value that no description allows costs its own row only: the call, its findings and its other rows stay.
     """
     call = _Call(session, terms)
@@ -87,8 +99,10 @@ def outbox_rows(
             case FindingKind.SPLIT_CALL:
                 wanted.append((p.RtcSplitCall, partial(call.split_call, finding)))
     if session.report.settled:
-        if call.pseudonyms.share(session.report.call_id) < terms.sample_rate:
+        if call.is_sampled:
             wanted += [(p.RtcKeyDistributed, partial(call.distributed, each)) for each in session.distributions]
+        first = sorted(session.undecryptable, key=lambda key: (key.at, key.identity))[:MAX_UNDECRYPTABLE]
+        wanted += [(p.RtcKeyUndecryptable, partial(call.key_undecryptable, key)) for key in first]
         wanted.append((p.RtcCallEnded, call.ended))
     rows = []
     for event, make in wanted:
@@ -161,6 +175,11 @@ class _Call:
             "membership_mode": report.membership_mode,
         }
 
+    @property
+    def is_sampled(self) -> bool:
+        """Tell whether the distributions of the call are sent."""
+        return self.pseudonyms.share(self.report.call_id) < self.terms.sample_rate
+
     def started(self) -> OutboxRow:
         event = p.RtcCallStarted(**self.shared, is_beginning_seen=self.report.beginning_seen)
         return self._row(event, self.report.started_at, "")
@@ -192,6 +211,8 @@ class _Call:
             obligations_unobservable=owed.unobservable,
             fallbacks=len(report.fallbacks),
             blockers=len({(f.user_id, f.device_id) for f in report.fallbacks if f.cause in BLOCKING_CAUSES}),
+            keys_undecryptable=len(self.session.undecryptable),
+            is_sampled=self.is_sampled,
         )
         return self._row(event, ended_at, "")
 
@@ -241,6 +262,21 @@ class _Call:
             evidence=finding.evidence,
         )
         return self._row(event, finding.at, finding.finding_id)
+
+    def key_undecryptable(self, key: UndecryptableKey) -> OutboxRow:
+        event = p.RtcKeyUndecryptable(
+            **self.shared,
+            key_transport=key.key_transport,
+            reason=key.reason,
+            withheld_code=key.withheld_code,
+            was_opened_later=key.opened_at is not None,
+            opened_after_seconds=None if key.opened_at is None else max(0.0, (key.opened_at - key.at).total_seconds()),
+            device=self.pseudonyms.device(key.sender.user_id, key.sender.device_id),
+            user=self.pseudonyms.user(key.sender.user_id),
+            generation=self._generation(key.sender),
+            evidence=key.evidence,
+        )
+        return self._row(event, key.at, key.identity)
 
     def split_call(self, finding: Finding) -> OutboxRow:
         event = p.RtcSplitCall(

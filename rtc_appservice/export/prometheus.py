@@ -98,8 +98,9 @@ EXPORT_REQUESTS = Description(
 EXPORT_EVENTS = Description(
     PREFIX + "export_events_total",
     "counter",
-    "Events by their end: kept by the sink, refused for good and set aside, or never queued as unfit to be sent.",
-    {"sink": (SINK,), "outcome": ("delivered", "dead_lettered", "misfit")},
+    "Events by their end: kept by the sink, refused for good and set aside, or never queued: unfit to be sent, or left"
+    " out by sampling.",
+    {"sink": (SINK,), "outcome": ("delivered", "dead_lettered", "misfit", "sampled_out")},
 )
 INGEST_LATENCY = Description(
     PREFIX + "ingest_latency_seconds",
@@ -241,6 +242,10 @@ class Metrics:
     def observe_misfit(self, _event: str) -> None:
         """Count one event that was not queued because it does not fit its description; the log names it."""
         self._exported.labels(SINK, "misfit").inc()
+
+    def observe_sampled_out(self, events: int) -> None:
+        """Count events that were not queued because their call is not in the sample."""
+        self._exported.labels(SINK, "sampled_out").inc(events)
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         """Take a scrape's `Accept` header; give the page and its content type (OpenMetrics if asked for)."""

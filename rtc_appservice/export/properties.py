@@ -20,6 +20,7 @@ from rtc_appservice.core.model import (
     Severity,
     Verdict,
 )
+from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
 from rtc_appservice.export.pseudonym import DIGITS
 
 #: Goes up when a property changes its meaning or leaves.
@@ -41,6 +42,9 @@ def _constant(value: bool, description: str) -> Any:
 _Pseudonym = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{DIGITS}}}$")]
 _EvidenceGrade = Annotated[
     Evidence, _text("How this is known, strongest first: direct, decrypted, inferred, reported.")
+]
+_Generation = Annotated[
+    str, Meta(pattern="^([RSD][0-9]?|unknown)$", description="Generation of the client by its behaviour.")
 ]
 
 
@@ -102,6 +106,10 @@ class RtcCallEnded(OfCall, frozen=True, kw_only=True):
     obligations_unobservable: Annotated[int, _count("Owed media keys that could not have been seen: not known.")]
     fallbacks: Annotated[int, _count("Devices that used room events for their media key.")]
     blockers: Annotated[int, _count("Devices among them that stand in the way of switching room events off.")]
+    keys_undecryptable: Annotated[
+        int, _count("What may have been media keys, and the service's own device could not open when it came.")
+    ]
+    is_sampled: Annotated[bool, _text("Its `RtcKeyDistributed` events are sent; false: sampling left them out.")]
 
 
 class RtcKeyDistributed(OfCall, frozen=True, kw_only=True):
@@ -131,9 +139,7 @@ class RtcKeyFallback(OfCall, frozen=True, kw_only=True):
     caused_by: Annotated[_Pseudonym | None, _text("Pseudonym of the device this one followed; null if none.")]
     candidates: Annotated[list[FallbackCause], _text("The causes that remain where none could be decided.")]
     room_keys: Annotated[int, _count("Room key events of this device in the call.")]
-    generation: Annotated[
-        str, Meta(pattern="^([RSD][0-9]?|unknown)$", description="Generation of the client by its behaviour.")
-    ]
+    generation: _Generation
     was_key_private: Annotated[
         bool | None, _text("The very media key had been sent over Olm before; null if not comparable.")
     ]
@@ -158,6 +164,30 @@ class RtcKeyNotReceived(OfCall, frozen=True, kw_only=True):
         _text("From when it was owed until what covered it came; below 0 if that overtook the join; null if nothing."),
     ]
     severity: Annotated[Severity, _text("How urgent this is.")]
+    evidence: _EvidenceGrade
+
+
+class RtcKeyUndecryptable(OfCall, frozen=True, kw_only=True):
+    """
+    What may have been a media key, and the service's own device could not open when it came.
+
+    Sent when the call has settled, for the first 100 of a call; `keysUndecryptable` of `RtcCallEnded` counts all.
+    """
+
+    key_transport: Annotated[KeyTransport, _text("The way it came.")]
+    reason: Annotated[UndecryptableReason, _text("Why it could not be opened.")]
+    withheld_code: Annotated[
+        WithheldCode | None, _text("Why its sender keeps the Megolm session from the device; null if nothing was said.")
+    ]
+    was_opened_later: Annotated[
+        bool, _text("It was opened before the call settled, and was a media key; what was none is not sent.")
+    ]
+    opened_after_seconds: Annotated[
+        Annotated[float, Meta(ge=0)] | None, _text("From its own time until it was opened; null if it was not.")
+    ]
+    device: Annotated[_Pseudonym, _text("Pseudonym of the sending device, or of the likeliest one of its user.")]
+    user: Annotated[_Pseudonym, _text("Pseudonym of its user.")]
+    generation: _Generation
     evidence: _EvidenceGrade
 
 
@@ -191,6 +221,7 @@ EVENTS: tuple[type[Common], ...] = (
     RtcKeyDistributed,
     RtcKeyFallback,
     RtcKeyNotReceived,
+    RtcKeyUndecryptable,
     RtcSplitCall,
     RtcAuditorReport,
 )

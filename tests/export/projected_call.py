@@ -27,9 +27,11 @@ from rtc_appservice.core.model import (
     ServerName,
     Severity,
     Stint,
+    UndecryptableKey,
     UserId,
     Verdict,
 )
+from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ROOM = "!CALLROOM:example.org"
@@ -83,6 +85,19 @@ def _distribution(number: int, device: DeviceRef, key_transport: KeyTransport, e
         after_leave=False,
         recipients=1,
         observations=(f"$key{number}",),
+    )
+
+
+def _undecryptable(number: int, device: DeviceRef, opened_at: datetime | None) -> UndecryptableKey:
+    return UndecryptableKey(
+        identity=f"$key{number}",
+        sender=device,
+        key_transport=KeyTransport.ROOM_EVENT,
+        at=at(30),
+        evidence=Evidence.INFERRED if opened_at is None else Evidence.DECRYPTED,
+        reason=UndecryptableReason.WITHHELD if opened_at is None else UndecryptableReason.MISSING_SESSION,
+        withheld_code=WithheldCode.UNVERIFIED if opened_at is None else None,
+        opened_at=opened_at,
     )
 
 
@@ -159,4 +174,5 @@ def make_call(*, settled: bool = True) -> CallSession:
         ),
         stints=(),
         to_device_seen=(),
+        undecryptable=(_undecryptable(1, ALICE, None), _undecryptable(2, BOB, at(32.5))) if settled else (),
     )

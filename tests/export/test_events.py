@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def test_which_rows() -> None:
         "RtcKeyDistributed": 3,
         "RtcKeyFallback": 2,
         "RtcKeyNotReceived": 1,
+        "RtcKeyUndecryptable": 2,
         "RtcSplitCall": 1,
         "RtcAuditorReport": 1,
     }
@@ -287,12 +289,57 @@ def test_sampling_takes_whole_calls() -> None:
         rows = outbox_rows(call, call.report.findings, first_time=True, terms=terms)
         names = Counter(row.event for row in rows)
         assert names.pop("RtcKeyDistributed", 0) in (0, 3)
-        assert sum(names.values()) == 6
+        assert sum(names.values()) == 8
         assert {row.properties["sampleRate"] for row in rows if row.event == "RtcKeyDistributed"} <= {0.25}
+        (ended,) = (row.properties for row in rows if row.event == "RtcCallEnded")
+        assert ended["isSampled"] is (len(rows) > 8)
         assert rows == outbox_rows(call, call.report.findings, first_time=True, terms=terms)
-        kept += len(rows) > 6
+        kept += len(rows) > 8
 
     assert 70 <= kept <= 130
+
+
+def test_what_sampling_left_out_is_counted() -> None:
+    """A settled call that is not in the sample tells how many events were not sent for it; no other call does."""
+    left_out: list[int] = []
+    for rate in (0.0, 1.0):
+        make = event_maker(msgspec.structs.replace(TERMS, sample_rate=rate), observe_sampled_out=left_out.append)
+        make(make_call(settled=False), (), True)
+        make(make_call(), (), False)
+
+    assert left_out == [3]
+
+
+def test_keys_that_could_not_be_opened() -> None:
+    """Each says why, what its sender said, whether and when it was opened, and who sent it; the call counts all."""
+    rows = {row.event: row.properties for row in every_row()}
+    never, later = (row.properties for row in every_row() if row.event == "RtcKeyUndecryptable")
+
+    def shown(properties: Mapping[str, Any]) -> tuple[Any, ...]:
+        names = ("reason", "withheldCode", "wasOpenedLater", "openedAfterSeconds", "generation", "evidence")
+        return tuple(properties[name] for name in names)
+
+    assert shown(never) == ("withheld", "m.unverified", False, None, "R", "inferred")
+    assert shown(later) == ("missing_session", None, True, 2.5, "S3", "decrypted")
+    assert never["device"] != later["device"]
+    assert rows["RtcCallEnded"]["keysUndecryptable"] == 2
+
+
+def test_keys_that_could_not_be_opened_are_bounded() -> None:
+    """Of a call in which nothing can be opened, the first hundred are sent, and all are counted."""
+    call = make_call()
+    (one, _) = call.undecryptable
+    many = tuple(
+        msgspec.structs.replace(one, identity=f"$many{number}", at=at(number / 10)) for number in reversed(range(250))
+    )
+    rows = outbox_rows(
+        msgspec.structs.replace(call, undecryptable=many), call.report.findings, first_time=True, terms=TERMS
+    )
+    (ended,) = (row.properties for row in rows if row.event == "RtcCallEnded")
+    sent = [row.timestamp for row in rows if row.event == "RtcKeyUndecryptable"]
+
+    assert [at(number / 10) for number in range(100)] == sent
+    assert 250 == ended["keysUndecryptable"]
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, 0), (1.0, 3)])

@@ -178,6 +178,7 @@ async def test_process_metrics(listener: Scraped) -> None:
     listener.metrics.observe_export(Answer.OK, 7, 0)
     listener.metrics.observe_export(Answer.REJECTED, 0, 1)
     listener.metrics.observe_misfit("RtcKeyNotReceived")
+    listener.metrics.observe_sampled_out(4)
     found = samples((await listener.scrape())[0])
 
     assert [found[key("transactions_total", result=r)] for r in ("stored", "nothing", "refused", "failed")] == [
@@ -195,6 +196,7 @@ async def test_process_metrics(listener: Scraped) -> None:
     assert found[key("export_events_total", sink="posthog", outcome="delivered")] == 7
     assert found[key("export_events_total", sink="posthog", outcome="dead_lettered")] == 1
     assert found[key("export_events_total", sink="posthog", outcome="misfit")] == 1
+    assert found[key("export_events_total", sink="posthog", outcome="sampled_out")] == 4
 
 
 async def test_openmetrics_on_request(listener: Scraped) -> None:

@@ -1,7 +1,8 @@
 """What settled calls and findings add to the totals: each once, split by evidence."""
 
 from rtc_appservice.core.model import FindingKind
-from rtc_appservice.core.rollup import TOTALS, increments
+from rtc_appservice.core.rollup import EVENTS_UNDECRYPTABLE, TO_DEVICE_UNDECRYPTABLE, TOTALS, increments
+from rtc_appservice.core.undecryptable import UndecryptableReason
 
 from .projected_call import ALICE, finding, make_call
 
@@ -15,6 +16,8 @@ def test_an_ended_call() -> None:
         ("key_obligations", {"outcome": "recovered_by_room_event", "evidence": "inferred"}, 1),
         ("key_obligations", {"outcome": "room_event", "evidence": "inferred"}, 1),
         ("key_obligations", {"outcome": "unconfirmed", "evidence": "inferred"}, 2),
+        ("keys_undecryptable", {"reason": "missing_session", "opened": "later"}, 1),
+        ("keys_undecryptable", {"reason": "withheld", "opened": "never"}, 1),
     ]
 
 
@@ -39,3 +42,10 @@ def test_labels_are_those_that_stand_at_zero() -> None:
     made = {(name, tuple(labels.items())) for name, labels, _ in increments(call, every, True)}
 
     assert made <= announced
+
+
+def test_no_reason_is_without_a_total() -> None:
+    """Whatever keeps the device from opening something, an event's total or a message's has a place for it."""
+    reasons = {*EVENTS_UNDECRYPTABLE.labels["reason"], *TO_DEVICE_UNDECRYPTABLE.labels["reason"]}
+
+    assert set(UndecryptableReason) == reasons

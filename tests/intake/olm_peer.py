@@ -67,9 +67,7 @@ class Peer:
             "sender_device_keys": self.device_keys(),
             **changes,
         }
-        sealed = self.session.encrypt(
-            json.dumps({name: value for name, value in plaintext.items() if value is not None})
-        )
+        sealed = self.session.encrypt(_json({name: value for name, value in plaintext.items() if value is not None}))
         return {
             "type": "m.room.encrypted",
             "sender": self.user,
@@ -105,7 +103,7 @@ class Peer:
 
     def event(self, number: int, kind: str, content: dict[str, Any], **changes: Any) -> dict[str, Any]:
         """Give a sealed room event."""
-        text = self.megolm.encrypt(json.dumps({"room_id": ROOM, "type": kind, "content": content, **changes}))
+        text = self.megolm.encrypt(_json({"room_id": ROOM, "type": kind, "content": content, **changes}))
         return {
             "type": "m.room.encrypted",
             "event_id": f"$event{number}",
@@ -119,6 +117,11 @@ class Peer:
         """Give a sealed media key event."""
         keys = [{"index": number, "key": "AAAAAAAAAAAAAAAAAAAAAA"}]
         return self.event(number, KEY_TYPE, {"call_id": "", "device_id": self.device, "keys": keys}, **changes)
+
+
+def _json(content: dict[str, Any]) -> str:
+    """Write JSON as js-sdk does: lengths are those of genuine clients."""
+    return json.dumps(content, separators=(",", ":"))
 
 
 def body(*messages: dict[str, Any], events: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:

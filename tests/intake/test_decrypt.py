@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from olm.pk import PkSigning
 
 from rtc_appservice.core.model import DeviceTrust, RoomKey, ServerName, ToDeviceKey, UserId, Withheld
+from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.intake.decrypt import Reading, open_transaction
 from rtc_appservice.intake.device_keys import Identity
@@ -36,7 +37,7 @@ def read(transaction: dict[str, Any], reading: Reading) -> Intake:
     return reader.read(transaction, received_at=NOW, watched=set(), opened=reading.opened)
 
 
-def reasons(reading: Reading) -> list[str]:
+def reasons(reading: Reading) -> list[UndecryptableReason]:
     """Give why messages and events were not opened."""
     return [reason for _, reason in reading.unread_messages] + [event.reason for event in reading.unread_events]
 

@@ -1,87 +1,22 @@
 """What the service's device opened and what it could not is counted once, in the commit that records it."""
 
-from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
-import orjson
 import pytest
 
-from rtc_appservice.core.model import DeviceId, EventId, RoomId, UserId
-from rtc_appservice.core.wire import Intake, TransactionReader
-from rtc_appservice.intake.decrypt import Reading
-from rtc_appservice.intake.device_keys import Identity
-from rtc_appservice.intake.own_device import OwnDevice
-from rtc_appservice.intake.sealed import Invitations, SealedIntake
-from rtc_appservice.intake.transaction import TransactionIntake
-from rtc_appservice.store import crypto, totals
+from rtc_appservice.store import crypto
 from rtc_appservice.store.pool import Connection, Pool
 
-from .olm_peer import OURS, ROOM, Peer, body, our_keyring
-from .serving import HOMESERVER, Clock
-
-SECRET = b"a secret of the test"
-
-
-class Device:
-    """The intake with a device, to which real peers send."""
-
-    def __init__(self, pool: Pool, clock: Clock) -> None:
-        """Take the database, and a clock that the test holds."""
-        self.pool, self.clock = pool, clock
-        self.keys = our_keyring()
-        self.alice = Peer(self.keys)
-
-    async def start(self) -> None:
-        """Start as the service does: what is not in the database is forgotten."""
-        self.intake = TransactionIntake(self.pool, HOMESERVER, TransactionReader(HOMESERVER, SECRET), clock=self.clock)
-        await self.intake.open()
-        own = OwnDevice(HOMESERVER, self.intake.homeserver_id, OURS, SECRET)
-        async with self.pool.acquire() as conn, conn.transaction():
-            account = own.pickle(self.keys.account)
-            await crypto.add_device(conn, self.intake.homeserver_id, UserId(OURS[0]), DeviceId(OURS[1]), account)
-        own.identity_key = self.keys.identity_key
-        own.rooms = {RoomId(ROOM)}
-        self.intake.sealed = SealedIntake(self.intake.homeserver_id, own, Invitations([]), nothing_known)
-
-    async def take(self, sent: dict[str, Any]) -> None:
-        """Take a transaction, and the same once more: the answer to the first was lost."""
-        for _ in range(2):
-
-            async def read() -> bytes:
-                return orjson.dumps(sent)
-
-            await self.intake.take(read)
-
-    async def read_again(self, *events: dict[str, Any]) -> None:
-        """Read events again as the device does when their session has come."""
-
-        async def write(conn: Connection, _reading: Reading, _intake: Intake) -> None:
-            for event in events:
-                await crypto.drop_unread(conn, self.intake.homeserver_id, EventId(event["event_id"]))
-
-        await self.intake.take_beside({"events": list(events)}, write)
-
-    async def totals(self) -> dict[str, int]:
-        """Give the totals, under name and label value."""
-        async with self.pool.acquire() as conn:
-            return {" ".join((t.name, *t.labels.values())): t.value for t in await totals.load(conn)}
-
-    async def waiting(self) -> dict[str, int]:
-        """Give how many events wait, by why."""
-        async with self.pool.acquire() as conn:
-            return await crypto.count_unread(conn, self.intake.homeserver_id)
-
-
-async def nothing_known(_users: Collection[UserId]) -> Mapping[UserId, Identity]:
-    """Say nothing of users."""
-    return {}
+from .olm_peer import OURS, ROOM, Peer, body
+from .reading_device import ReadingDevice
+from .serving import Clock
 
 
 @pytest.fixture
-async def device(pool: Pool, clock: Clock) -> Device:
+async def device(pool: Pool, clock: Clock) -> ReadingDevice:
     """Give a device that takes transactions."""
-    device = Device(pool, clock)
+    device = ReadingDevice(pool, clock)
     await device.start()
     return device
 
@@ -93,7 +28,7 @@ def withheld(alice: Peer, code: str, session_id: str | None = None) -> dict[str,
     return {"type": "m.room_key.withheld", **addresses, "content": {**content, "code": code}}
 
 
-async def test_read_at_once(device: Device) -> None:
+async def test_read_at_once(device: ReadingDevice) -> None:
     """An event and a message that are opened count once, also when the transaction comes again after a restart."""
     sent = body(device.alice.megolm_key(), device.alice.media_key(), events=(device.alice.room_key(0),))
 
@@ -105,7 +40,7 @@ async def test_read_at_once(device: Device) -> None:
     assert {} == await device.waiting()
 
 
-async def test_read_later(device: Device) -> None:
+async def test_read_later(device: ReadingDevice) -> None:
     """An event whose session comes later counts as not opened, then as opened later; however often it is read."""
     session, event, other = device.alice.megolm_key(), device.alice.room_key(0), device.alice.room_key(1)
     await device.take(body(events=(event, other)))
@@ -127,7 +62,7 @@ async def test_read_later(device: Device) -> None:
     assert {"missing_session": 1} == await device.waiting()
 
 
-async def test_read_again_in_vain(device: Device) -> None:
+async def test_read_again_in_vain(device: ReadingDevice) -> None:
     """An event that cannot be opened the second time either waits on, and is no second one."""
     event = device.alice.room_key(0)
     await device.take(body(events=(event,)))
@@ -138,7 +73,7 @@ async def test_read_again_in_vain(device: Device) -> None:
 
 
 @pytest.mark.parametrize(("code", "counted"), [("m.unverified", "m.unverified"), ("org.example.mine", "other")])
-async def test_withheld(device: Device, code: str, counted: str) -> None:
+async def test_withheld(device: ReadingDevice, code: str, counted: str) -> None:
     """Why a session does not come is known before the event and after it, and its sessions count once."""
     message, first, second = withheld(device.alice, code), device.alice.room_key(0), device.alice.room_key(1)
     await device.take(body(message))
@@ -153,7 +88,7 @@ async def test_withheld(device: Device, code: str, counted: str) -> None:
     assert {code: 2} == await device.waiting()
 
 
-async def test_withheld_after_the_event(device: Device) -> None:
+async def test_withheld_after_the_event(device: ReadingDevice) -> None:
     """The total keeps what was known when the event came; what waits is told with the code."""
     await device.take(body(events=(device.alice.room_key(0),)))
     await device.take(body(withheld(device.alice, "m.blacklisted")))
@@ -165,7 +100,7 @@ async def test_withheld_after_the_event(device: Device) -> None:
     assert {"m.blacklisted": 1} == await device.waiting()
 
 
-async def test_only_rooms_it_is_in(device: Device) -> None:
+async def test_only_rooms_it_is_in(device: ReadingDevice) -> None:
     """What is sealed elsewhere is none of the device's business."""
     session = device.alice.megolm_key()
     elsewhere = {**device.alice.room_key(0), "room_id": "!elsewhere:lab.test"}
@@ -175,7 +110,7 @@ async def test_only_rooms_it_is_in(device: Device) -> None:
     assert {"events_decrypted at_once": 1, "to_device_decrypted": 1} == await device.totals()
 
 
-async def test_messages_that_cannot_be_opened(device: Device) -> None:
+async def test_messages_that_cannot_be_opened(device: ReadingDevice) -> None:
     """A message counts once by its reason, also one that opens and then is not for the device."""
     broken = device.alice.media_key()
     sealed = next(iter(broken["content"]["ciphertext"].values()))
@@ -191,7 +126,7 @@ async def test_messages_that_cannot_be_opened(device: Device) -> None:
     } == await device.totals()
 
 
-async def test_what_is_noted_goes_and_the_totals_stay(device: Device, conn: Connection) -> None:
+async def test_what_is_noted_goes_and_the_totals_stay(device: ReadingDevice, conn: Connection) -> None:
     """Retention takes what was noted; no total falls by it."""
     await device.take(body(withheld(device.alice, "m.unverified"), events=(device.alice.room_key(0),)))
     before = await device.totals()
