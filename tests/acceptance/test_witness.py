@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ async def test_goes_when_it_is_put_out(homeserver: Homeserver, pool: Pool, caplo
         room_id, other = await asked_into(service, alice), await asked_into(service, alice)
         for one in (room_id, other):
             await alice.call(one)
-            await until(lambda one=one: in_call(alice, one), "the device joined the call")
+            await until(partial(in_call, alice, one), "the device joined the call")
         await alice.client.api.request(Method.POST, ApiPath.v3.rooms[room_id].kick, {"user_id": BOT})
         await until(lambda: room_id not in service.auditor.own.rooms, "it was noted")
         await alice.call(other, live=False)
@@ -193,7 +194,8 @@ async def test_says_once_that_a_room_forbids(
     monkeypatch.setattr(CallApi, "send", counted)
     address, path, port = homeserver
     async with sender(address, "strict") as alice, running_service(pool, address, path, port) as service:
-        assert service.intake.sealed is not None
+        sealed = service.intake.sealed
+        assert sealed is not None
         room_id = await asked_into(service, alice)
         await allow(alice, room_id, allowed=False)
         await alice.call(room_id)
@@ -202,7 +204,7 @@ async def test_says_once_that_a_room_forbids(
             await alice.call(room_id, live=False)
             await alice.call(room_id)
         await until(lambda: recorded(service, room_id, 11), "all was recorded")
-        await until(lambda: not service.intake.sealed.calls_changed, "all was looked at")
+        await until(lambda: not sealed.calls_changed, "all was looked at")
         tried = list(sent)
         await allow(alice, room_id, allowed=True)
         await until(lambda: in_call(alice, room_id), "the device joined once it could")
