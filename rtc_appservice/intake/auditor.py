@@ -5,7 +5,6 @@ Transactions lose to-device messages, `/sync` does not: what comes by both is ta
 """
 
 import asyncio
-import json
 import logging
 import secrets
 import time
@@ -29,6 +28,7 @@ from rtc_appservice.intake.device_api import DeviceApi, RequestFailed, is_gone, 
 from rtc_appservice.intake.device_setup import DeviceSetup
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.identities import Identities
+from rtc_appservice.intake.json_text import is_text
 from rtc_appservice.intake.own_device import OwnDevice
 from rtc_appservice.intake.sealed import WITNESS_TYPE, Invitations, SealedIntake
 from rtc_appservice.intake.transaction import TransactionIntake, now_utc
@@ -200,7 +200,7 @@ class Auditor:
         messages = [
             {**event, "to_user_id": user_id, "to_device_id": device_id}
             for event in (events if isinstance(events, list) else ())
-            if isinstance(event, dict) and _is_text(event)
+            if isinstance(event, dict) and is_text(event)
         ]
         next_batch = text_of(answer, "next_batch")
 
@@ -283,7 +283,7 @@ class Auditor:
             self._sealed.note_call(room.room_id)
 
     async def _enter(self, room_id: RoomId) -> None:
-        """Note that the device is in a room, and read the state it finds there; until that is done it is tried again."""
+        """Note that the device is in a room, and read the state it finds there; until then it is tried again."""
 
         async def write(conn: Connection, _reading: Reading, intake: Intake) -> None:
             read_at = self._clock()
@@ -372,15 +372,6 @@ class Auditor:
         with store_errors():
             async with self._pool.acquire() as conn:
                 yield conn
-
-
-def _is_text(event: dict[str, Any]) -> bool:
-    """Tell whether an event is text throughout: a lone surrogate is none, and no homeserver sends it."""
-    try:
-        json.dumps(event, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _as_of(event: dict[str, Any], room_id: RoomId, now: datetime) -> dict[str, Any]:

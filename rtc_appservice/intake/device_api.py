@@ -24,12 +24,12 @@ QUIET = TraceLogger("rtc_appservice.intake.quiet", logging.CRITICAL)
 
 #: Longest wait of one `/sync`, in milliseconds.
 SYNC_TIMEOUT_MS = 30_000
-_SYNC_FILTER = json.dumps(
+#: To-device messages and key counts alone.
+SYNC_FILTER = json.dumps(
     {"presence": {"not_types": ["*"]}, "account_data": {"not_types": ["*"]}, "room": {"rooms": []}}
 )
 #: What a homeserver answers that does not create devices without a login: Synapse 1.118 says 404.
 _NOT_WITHOUT_LOGIN = (400, 403, 404, 405)
-_DELAY = "org.matrix.msc4140.delay"
 
 
 class OddAnswer(RtcAppserviceError):
@@ -97,9 +97,9 @@ class DeviceApi:
 
     async def upload_keys(self, content: dict[str, Any]) -> dict[str, int]:
         """Upload device keys, one-time keys or a fallback key; give how many one-time keys there are."""
-        answer = await self._api.request(Method.POST, Path.v3.keys.upload, content)
-        counts: dict[str, int] = answer.get("one_time_key_counts", {})
-        return counts
+        answer = _table_of(await self._api.request(Method.POST, Path.v3.keys.upload, content))
+        counts = _table_of(answer.get("one_time_key_counts", {}))
+        return {algorithm: count for algorithm, count in counts.items() if type(count) is int}
 
     async def upload_signature(self, device_keys: dict[str, Any]) -> None:
         """Upload a signature of the device's keys."""
@@ -109,23 +109,20 @@ class DeviceApi:
     async def query_keys(self, users: Collection[UserId]) -> dict[str, Any]:
         """Give what the homeserver says of the devices and identities of users."""
         content = {"device_keys": {user: [] for user in users}, "timeout": 5000}
-        answer: dict[str, Any] = await self._api.request(Method.POST, Path.v3.keys.query, content)
-        return answer
+        return _table_of(await self._api.request(Method.POST, Path.v3.keys.query, content))
 
     # --- reading -------------------------------------------------------------------------------
 
     async def sync(self, since: str | None) -> dict[str, Any]:
         """Wait for to-device messages; asking with the token of an answer confirms that it was taken."""
-        query = {"timeout": str(SYNC_TIMEOUT_MS if since else 0), "filter": _SYNC_FILTER, "set_presence": "offline"}
+        query = {"timeout": str(SYNC_TIMEOUT_MS if since else 0), "filter": SYNC_FILTER, "set_presence": "offline"}
         if since:
             query["since"] = since
-        answer: dict[str, Any] = await self._api.request(Method.GET, Path.v3.sync, query_params=query)
-        return answer
+        return _table_of(await self._api.request(Method.GET, Path.v3.sync, query_params=query))
 
     async def event(self, room_id: RoomId, event_id: EventId) -> dict[str, Any]:
         """Give one event of a room."""
-        answer: dict[str, Any] = await self._api.request(Method.GET, Path.v3.rooms[room_id].event[event_id])
-        return answer
+        return _table_of(await self._api.request(Method.GET, Path.v3.rooms[room_id].event[event_id]))
 
     async def state(self, room_id: RoomId) -> list[dict[str, Any]]:
         """Give the state of a room."""
@@ -149,20 +146,11 @@ class DeviceApi:
         path = Path.v3.rooms[room_id].send["m.room.message"][self._api.get_txn_id()]
         await self._api.request(Method.PUT, path, content)
 
-    async def put_state(
-        self, room_id: RoomId, kind: str, key: str, content: dict[str, Any], *, delay_ms: int | None = None
-    ) -> str | None:
-        """Send a state event; with a delay (MSC4140), have it sent unless put off, and give what it is called by."""
-        query = {} if delay_ms is None else {_DELAY: str(delay_ms)}
-        path = Path.v3.rooms[room_id].state[kind][key]
-        answer = await self._api.request(Method.PUT, path, content, query_params=query)
-        delay_id: str | None = answer.get("delay_id")
-        return delay_id
 
-    async def delayed(self, delay_id: str, action: str) -> None:
-        """Put off a delayed event (`restart`), have it sent now (`send`), or not at all (`cancel`)."""
-        path = Path.unstable["org.matrix.msc4140"].delayed_events[delay_id]
-        await self._api.request(Method.POST, path, {"action": action})
+def _table_of(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise OddAnswer
+    return answer
 
 
 def text_of(answer: Any, name: str) -> str:

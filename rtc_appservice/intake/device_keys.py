@@ -97,8 +97,8 @@ def _check(
     return SealedBy(DeviceId(device_id), DeviceTrust.SIGNED_UNCHECKED if is_signed else DeviceTrust.UNSIGNED)
 
 
-def _table(source: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = source.get(name)
+def _table(source: Any, name: str) -> dict[str, Any]:
+    found = source.get(name) if isinstance(source, Mapping) else None
     return found if isinstance(found, dict) else {}
 
 
@@ -120,5 +120,5 @@ def _is_signed(signed: dict[str, Any], user_id: UserId, key_name: str, key: str)
             DeviceID(key_name),
             SigningKey(key),
         )
-    except (TypeError, UnicodeError):
+    except (TypeError, ValueError, RecursionError):  # of what anybody may have signed, or put in a signature's place
         return False

@@ -47,8 +47,8 @@ class OwnUsersOnly:
                 raise NotOurUser
         path = request.url.path
         if request.method == "POST" and path.rstrip("/").endswith(_LOGIN):
-            user = _who_logs_in(request) if path == _LOGIN_PATH else None
-            if user is None or user not in self._own_users:
+            named = _who_logs_in(request) if path == _LOGIN_PATH else None
+            if named is None or named not in self._own_users:
                 raise NotOurUser
         return await handler(request)
 

@@ -28,6 +28,7 @@ from rtc_appservice.core.model import ServerName, UserId
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.faults import describe
+from rtc_appservice.intake.json_text import JsonAnswer
 from rtc_appservice.intake.own_users import OwnUsersOnly
 from rtc_appservice.intake.transaction import BadBody, Take
 from rtc_appservice.repeats import Repeats
@@ -134,6 +135,7 @@ class IntakeServer(AppService):
                 connector=aiohttp.TCPConnector(limit=self.connection_limit),
                 headers={"User-Agent": self.default_ua},
                 middlewares=(OwnUsersOnly(self.own_users),),
+                response_class=JsonAnswer,
             )
         return self._http_session
 

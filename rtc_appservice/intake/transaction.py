@@ -6,16 +6,12 @@ which the store recognises, and no to-device messages: those come at most once, 
 """
 
 import asyncio
-import json
 import logging
-import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from rtc_appservice.core.fields import Malformed, text
 from rtc_appservice.core.model import GapReason, Observation, Rejected, RoomId, ServerName, UserId
@@ -24,6 +20,7 @@ from rtc_appservice.core.room_facts import room_left
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.errors import DataRefused, RtcAppserviceError, StoreUnavailable
 from rtc_appservice.intake.faults import describe
+from rtc_appservice.intake.json_text import parse_json
 from rtc_appservice.intake.outages import Outages
 from rtc_appservice.intake.storing import record_what_can_be
 from rtc_appservice.intake.stream import Stream
@@ -64,7 +61,10 @@ class BadBody(RtcAppserviceError):
 
 def parse_body(raw: bytes) -> dict[str, Any]:
     """Parse a transaction body; raises BadBody."""
-    body = _parse_json(raw)
+    try:
+        body = parse_json(raw)
+    except ValueError:
+        body = _NOT_JSON
     # Raised out here, lest the parser's error, which holds the body, become the context of ours.
     if body is _NOT_JSON:
         raise BadBody("M_NOT_JSON", "The body is not JSON.")
@@ -74,53 +74,6 @@ def parse_body(raw: bytes) -> dict[str, Any]:
 
 
 _NOT_JSON = object()
-
-#: Well below what Python 3.11 recurses (1,000 calls, of which the server takes some), well above any event's form.
-MAX_DEPTH = 200
-_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
-
-
-def _parse_json(raw: bytes) -> Any:
-    """
-    Parse JSON, or give `_NOT_JSON`.
-
-    What orjson refuses is given to the standard library: Synapse takes integers of any length from clients (in
-    rooms of versions 1 to 5 and in to-device messages) and, on newer Pythons, nesting deeper than orjson's limit.
-    Refusing such a transaction would stop the homeserver's queue there for ever. Nesting deeper than our own Python
-    takes is cut: nothing that is read stands so deep.
-    """
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        body = json.loads(_cut_deep(raw), parse_constant=_refuse_constant)
-        json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text; no homeserver sends it
-    except (ValueError, RecursionError):
-        return _NOT_JSON
-    return body
-
-
-def _cut_deep(raw: bytes) -> bytes:
-    """Give JSON without what is nested deeper than `MAX_DEPTH`: there stands null."""
-    kept: list[bytes] = []
-    depth = start = 0
-    for token in _STRING_OR_BRACKET.finditer(raw):
-        if raw[token.start()] in b"[{":
-            depth += 1
-            if depth == MAX_DEPTH + 1:
-                kept += raw[start : token.start()], b"null"
-        elif raw[token.start()] in b"]}":
-            if depth == MAX_DEPTH + 1:
-                start = token.end()
-            depth -= 1
-    if depth > MAX_DEPTH:
-        return b""  # it ends in there
-    return b"".join((*kept, raw[start:])) if kept else raw
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
 
 
 def now_utc() -> datetime:
