@@ -262,7 +262,10 @@ def load(path: Path) -> Registration:
         ConfigError: with every fault of its form, each on its own line beginning with the key. Never with a token.
     """
     content = read_yaml(path, command="registration")
-    faults = [f"{key}: is missing" for key in _TEXTS if not isinstance(content.get(key), str) or not content[key]]
+    faults = [f"{key}: is missing" for key in _TEXTS if content.get(key) in (None, "")]
+    faults += [
+        f"{key}: must be text; put it in quotes" for key in _TEXTS if not isinstance(content.get(key, ""), str | None)
+    ]
     url = content.get("url")
     if "url" not in content:
         faults.append("url: is missing; it is where the homeserver reaches the service, appservice.address")

@@ -129,6 +129,17 @@ def test_locked_files_are_of_one_lock() -> None:
     assert ["build.txt", "encryption.txt"] == used
 
 
+def test_the_image_is_built_from_all_that_the_package_takes() -> None:
+    """What the build would miss is let through to it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    folders = [*wheel["packages"], *wheel["force-include"]]
+    taken = [project["project"]["readme"], *project["project"]["license-files"], *(f"{name}/**" for name in folders)]
+    let_through = (ROOT / ".dockerignore").read_text().splitlines()
+
+    assert [] == [name for name in taken if f"!{name}" not in let_through]
+
+
 def test_locked_files_hold_names_versions_and_hashes_only() -> None:
     """No address of an index, so the lock serves behind any mirror; nothing without a hash."""
     for path in (ROOT / "requirements").glob("*.txt"):

@@ -189,6 +189,14 @@ def test_without_ephemeral_events_there_are_no_envelopes(tmp_path: Path) -> None
     assert not load(path).envelopes
 
 
+def test_a_number_is_no_name(tmp_path: Path) -> None:
+    """YAML reads digits without quotes as a number."""
+    path = _write(tmp_path, Scope.USERS)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"id": 5, "hs_token": [1]}))
+    with pytest.raises(ConfigError, match=r"id: must be text; put it in quotes\n  hs_token: must be text"):
+        load(path)
+
+
 def test_users_of_another_form_are_a_fault(tmp_path: Path) -> None:
     """The namespace of users is a list."""
     path = _write(tmp_path, Scope.USERS)
