@@ -154,6 +154,10 @@ _ODD = [
 ]
 
 
+#: Words of pydantic and of Python.
+_PROGRAMMERS = r"Input|valid |<class|dictionary|field|\d\.0\b"
+
+
 @pytest.mark.parametrize("key", sorted({*KEYS, *Config.model_fields}))
 def test_no_fault_is_told_in_a_librarys_words(tmp_path: Path, key: str) -> None:
     """Whatever stands at a key, what is said of it begins with a key of ours and needs no knowledge of Python."""
@@ -167,7 +171,7 @@ def test_no_fault_is_told_in_a_librarys_words(tmp_path: Path, key: str) -> None:
         except ConfigError as error:
             faults = str(error).replace(str(tmp_path), "").replace("\ny", "").splitlines()[1:]
             assert [] != faults
-            assert [] == [fault for fault in faults if re.search(r"Input|valid |<class|dictionary|field|\d\.0\b", fault)]
+            assert [] == [fault for fault in faults if re.search(_PROGRAMMERS, fault)]
             said = {fault.strip().partition(": ")[0] for fault in faults}
             assert [] == [each for each in said if each not in known and each.rpartition(".")[0] not in known]
 
