@@ -102,8 +102,8 @@ def test_tests_import_what_the_project_names() -> None:
     named = {_spelt(re.split(r"[<>=\[; ]", line)[0]) for lines in lists for line in lines}
     brought_by = packages_distributions()
     roots = {name.partition(".")[0] for path in (ROOT / "tests").rglob("*.py") for name in _imports(path)}
-    # What mautrix calls its extra `encryption` is python-olm.
-    named.add("python-olm")
+    # What mautrix calls its extra `encryption`.
+    named |= {"pycryptodome", "python-olm", "unpaddedbase64"}
 
     assert [] == [root for root in sorted(roots) if named.isdisjoint(map(_spelt, brought_by.get(root, named)))]
 
