@@ -15,6 +15,7 @@ import click
 from rtc_appservice import __version__, registration
 from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
 from rtc_appservice.cli_posthog import posthog
+from rtc_appservice.cli_person import about_user, forget_user
 from rtc_appservice.cli_room import room, show_recovery_phrase
 from rtc_appservice.config import Config
 from rtc_appservice.config_file import load_config, write_config
@@ -61,6 +62,8 @@ def main() -> None:
 main.add_command(posthog)
 main.add_command(room)
 main.add_command(show_recovery_phrase)
+main.add_command(about_user)
+main.add_command(forget_user)
 
 
 # --- the service ------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ BATCH = 100
 #: Between two rounds: what a busy room brings meanwhile is projected once, and intake has the processor.
 POLL_SECONDS = 0.25
 MAINTENANCE_SECONDS = 3600.0
+#: Before anything there is.
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: Called with a call, the findings that settled with this projection, and whether the call is new; gives what to send.
 #: `report.settled` is true in the one projection with which the call settles, and never again.
@@ -182,18 +184,7 @@ async def _project(
         return None
     since = await projection.first_overlapping(conn, claim.room_key, max(min(reasons) - CONTEXT, rebuildable_since))
     from_at = await projection.first_overlapping(conn, claim.room_key, since - CONTEXT)
-    history = RoomHistory(
-        homeserver=projector.homeserver,
-        room_id=claim.room_id,
-        observations=(),
-        watermark_at=watermark_at,
-        envelopes=projector.envelopes,
-        gaps=tuple(await load_gaps(conn, projector.homeserver_id, from_at, claim.room_id)),
-        watched_since=claim.watched_since,
-        witnesses=await own_devices(conn, projector.homeserver_id),
-        loss_free=True,
-    )
-    basis = Basis(from_at=from_at, settings=projector.settings, history=history)
+    basis = await _basis(conn, projector, claim, from_at, watermark_at)
     if kept is not None and (
         from_at < rebuildable_since - CONTEXT  # retention takes what was kept
         or not kept.goes_on(basis, claim.version, claim.oldest_news_at)
@@ -212,6 +203,35 @@ async def _project(
     due_at = projection.look_again_at(watermark_at, last_event_at) if unsettled_calls else None
     room.version = await projection.set_due(conn, claim.room_key, due_at)
     return room if unsettled_calls else None
+
+
+async def _basis(
+    conn: Connection, projector: Projector, claim: projection.Claim, from_at: datetime, watermark_at: datetime
+) -> Basis:
+    """Give what a held room is projected with, from a time on."""
+    history = RoomHistory(
+        homeserver=projector.homeserver,
+        room_id=claim.room_id,
+        observations=(),
+        watermark_at=watermark_at,
+        envelopes=projector.envelopes,
+        gaps=tuple(await load_gaps(conn, projector.homeserver_id, from_at, claim.room_id)),
+        watched_since=claim.watched_since,
+        witnesses=await own_devices(conn, projector.homeserver_id),
+        loss_free=True,
+    )
+    return Basis(from_at=from_at, settings=projector.settings, history=history)
+
+
+async def whole_room(conn: Connection, projector: Projector, room_key: int) -> tuple[LiveRoom, list[CallSession]]:
+    """Give a room that the caller holds, with every observation kept of it, and its calls; writes nothing."""
+    claim = await projection.claim_held(conn, room_key)
+    watermark_at = await projection.watermark(conn, projector.homeserver_id) or LONG_AGO
+    basis = await _basis(conn, projector, claim, LONG_AGO, watermark_at)
+    room = LiveRoom(basis, RoomProjection(basis.settings))
+    room.take(await load_room(conn, projector.homeserver, claim.room_id, room_key, LONG_AGO))
+    calls, _ = await _project_with_history(conn, projector, room, LONG_AGO)
+    return room, calls
 
 
 async def _take_news(

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+import asyncpg
 from msgspec import Struct
 
 from rtc_appservice.core.model import RoomId
@@ -42,19 +43,18 @@ async def candidates(conn: Connection, homeserver_id: int, watermark_at: datetim
     return [row["room_key"] for row in rows]
 
 
+_ROOM = """
+SELECT room_id, watched_since, due_at, version FROM projection JOIN room USING (room_key) WHERE room_key = $1
+"""
+
+
 async def claim(conn: Connection, room_key: int, watermark_at: datetime) -> Claim | None:
     """
     Hold a room and take its marks, or give None if another projector has it or had it.
 
     To be called in a transaction: the marks are gone with its commit, and back without.
     """
-    held = await conn.fetchrow(
-        """
-        SELECT room_id, watched_since, due_at, version FROM projection JOIN room USING (room_key)
-        WHERE room_key = $1 FOR UPDATE OF projection SKIP LOCKED
-        """,
-        room_key,
-    )
+    held = await conn.fetchrow(_ROOM + " FOR UPDATE OF projection SKIP LOCKED", room_key)
     if held is None:
         return None
     oldest_news_at: datetime | None = await conn.fetchval(
@@ -66,6 +66,18 @@ async def claim(conn: Connection, room_key: int, watermark_at: datetime) -> Clai
     )
     if oldest_news_at is None and (held["due_at"] is None or held["due_at"] > watermark_at):
         return None
+    return _claim(room_key, held, oldest_news_at)
+
+
+async def claim_held(conn: Connection, room_key: int) -> Claim:
+    """Give a room that the caller's transaction holds; its marks stay."""
+    held = await conn.fetchrow(_ROOM, room_key)
+    if held is None:
+        raise LookupError("no such room")
+    return _claim(room_key, held, None)
+
+
+def _claim(room_key: int, held: asyncpg.Record, oldest_news_at: datetime | None) -> Claim:
     return Claim(
         room_key=room_key,
         room_id=RoomId(held["room_id"]),
