@@ -13,10 +13,11 @@ from typing import Literal
 import click
 
 from rtc_appservice import __version__, registration
+from rtc_appservice.cli_doctor import doctor
 from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
-from rtc_appservice.cli_posthog import posthog
 from rtc_appservice.cli_person import about_user, forget_user
-from rtc_appservice.cli_room import room, show_recovery_phrase
+from rtc_appservice.cli_posthog import posthog
+from rtc_appservice.cli_room import renew_device, room, show_recovery_phrase
 from rtc_appservice.config import Config
 from rtc_appservice.config_file import load_config, write_config
 from rtc_appservice.core.audit import RecordedTransaction
@@ -59,11 +60,13 @@ def main() -> None:
     """Audits how MatrixRTC media keys travel: as room events or by to-device messages."""
 
 
+main.add_command(doctor)
 main.add_command(posthog)
-main.add_command(room)
-main.add_command(show_recovery_phrase)
 main.add_command(about_user)
 main.add_command(forget_user)
+main.add_command(room)
+main.add_command(show_recovery_phrase)
+main.add_command(renew_device)
 
 
 # --- the service ------------------------------------------------------------------------------

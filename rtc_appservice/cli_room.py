@@ -1,4 +1,4 @@
-"""The commands about the service's own device: the rooms it is in, and the phrase that opens its identity."""
+"""The commands about the service's own device: the rooms it is in, the phrase of its identity, a new one."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -104,6 +104,23 @@ def show_recovery_phrase(config_path: Path) -> None:
     except ImportError as error:
         raise ConfigError(f"needs `pip install 'rtc-appservice[encryption]'` ({error.name} is missing)") from error
     click.echo(recovery_phrase(load_config(config_path).deployment_secret))
+
+
+@click.command("new-device")
+@config_option
+@click.confirmation_option(prompt="Forget the keys of the service's device? What only they can open stays unread.")
+@example("rtc-appservice new-device --yes")
+def renew_device(config_path: Path) -> None:
+    """
+    Forget the keys of the service's own device: with its next start the service makes another one.
+
+    For a deployment secret that was changed or has become known. Stop the service first. The rooms stay; what was
+    sealed for the old device alone is not read any more. Who administers the homeserver can delete the old device.
+    """
+    from rtc_appservice.store.crypto import forget_device
+
+    _with_store(load_config(config_path), forget_device)
+    click.echo("the service makes a new device when it starts")
 
 
 def _want(room_id: str, config_path: Path, *, wanted: bool) -> None:

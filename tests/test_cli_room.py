@@ -1,14 +1,23 @@
 """The commands about the service's own device, on a real database."""
 
+import asyncio
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from rtc_appservice import registration
 from rtc_appservice.cli import main
+from rtc_appservice.core.model import DeviceId, ServerName, UserId
+from rtc_appservice.demo.synapse import free_port
+from rtc_appservice.intake.own_device import OwnDevice
+from rtc_appservice.store import crypto
 from rtc_appservice.store.migrate import upgrade
+from rtc_appservice.store.pool import open_pool
+from rtc_appservice.store.streams import open_stream
 
 ROOM = "!abc:example.org"
 SECRET = "a secret of the deployment of the test"
@@ -67,3 +76,46 @@ async def test_recovery_phrase(config_path: Path) -> None:
     assert first == again
     assert 6 == len(first.split("-"))
     assert SECRET not in first
+
+
+async def add_device(dsn: str, secret: bytes) -> None:
+    """Have a service with a secret make the keys of its device."""
+    name = ServerName("example.org")
+    async with await open_pool(dsn, 1) as pool, pool.acquire() as conn:
+        homeserver_id = (await open_stream(conn, name)).homeserver_id
+        device = (UserId("@rtc-auditor-device:example.org"), DeviceId("AUDITOR1"))
+        account = OwnDevice(name, homeserver_id, device, secret).new_account()
+        await crypto.add_device(conn, homeserver_id, *device, account)
+
+
+def switch_device_on(path: Path) -> None:
+    """Have the configuration of a service be one with a device."""
+    config = yaml.safe_load(path.read_text())
+    registered = path.parent / "registration.yaml"
+    registered.write_text(registration.render(registration.Scope.ROOMS, domain="example.org", url="http://x"))
+    config["appservice"] = {"registration": str(registered), "port": free_port(), "hostname": "127.0.0.1"}
+    path.write_text(yaml.safe_dump(config | {"auditor": {"enabled": True}, "metrics": {"enabled": False}}))
+
+
+async def test_another_secret_is_told(config_path: Path, empty_database: str) -> None:
+    """The service does not start with keys it cannot read, and says what to do; `new-device` forgets them."""
+    await add_device(empty_database, b"the secret of before")
+    switch_device_on(config_path)
+
+    started = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "rtc_appservice", "run", "--config", str(config_path)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    told, _ = await asyncio.wait_for(started.communicate(), 30)
+    unsure = run(config_path, "new-device")
+    renewed = run(config_path, "new-device", "--yes")
+
+    assert 1 == started.returncode
+    assert "under another deployment secret" in told.decode()
+    assert "rtc-appservice new-device" in told.decode()
+    assert "Traceback" not in told.decode()
+    assert 1 == unsure.exit_code
+    assert 0 == renewed.exit_code
+    async with await open_pool(empty_database, 1) as pool:
+        assert 0 == await pool.fetchval("SELECT count(*) FROM crypto.device")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from olm.account import Account
+from olm.account import Account, OlmAccountError
 from olm.group_session import InboundGroupSession
 from olm.session import Session
 
@@ -19,6 +19,7 @@ from rtc_appservice.core.keyed import Keyed
 from rtc_appservice.core.model import Device, EventId, Gap, GapReason, RoomId, ServerName
 from rtc_appservice.core.rollup import Increment, event_increments, message_increments
 from rtc_appservice.core.undecryptable import UndecryptableReason
+from rtc_appservice.errors import RtcAppserviceError
 from rtc_appservice.intake.decrypt import Reading, messages_for, sealed_events
 from rtc_appservice.intake.device_keys import SealedBy
 from rtc_appservice.intake.keyring import MAX_OLM_SESSIONS, Keyring, MegolmSession, message_id
@@ -27,6 +28,17 @@ from rtc_appservice.store.crypto import MegolmRow
 from rtc_appservice.store.gaps import record_gaps
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.undecryptable import UnreadRow
+
+
+class OtherSecret(RtcAppserviceError):
+    """The keys of the service's device are encrypted in the database under another deployment secret."""
+
+    def __str__(self) -> str:
+        """Say what to do, too."""
+        return (
+            f"{self.__doc__} Give `secret` or `secret_file` the value it had before; or run `rtc-appservice "
+            "new-device`, which forgets those keys: the service then makes another device when it starts."
+        )
 
 
 def pickle_key(secret: bytes) -> str:
@@ -56,8 +68,11 @@ class OwnDevice:
         return str(part.pickle(self._pickle_key).decode())
 
     def account(self, pickle: str) -> Any:
-        """Give the Olm account of a pickle."""
-        return Account.from_pickle(pickle.encode(), self._pickle_key)
+        """Give the Olm account of a pickle; raises OtherSecret."""
+        try:
+            return Account.from_pickle(pickle.encode(), self._pickle_key)
+        except OlmAccountError as error:
+            raise OtherSecret from error
 
     def concerns(self, body: dict[str, Any]) -> bool:
         """Tell whether a transaction holds something for the device, or sealed in a room it is in."""

@@ -65,6 +65,13 @@ async def own_devices(conn: Connection, homeserver_id: int) -> frozenset[Device]
     return frozenset((UserId(row["user_id"]), DeviceId(row["device_id"])) for row in rows)
 
 
+async def forget_device(conn: Connection, homeserver_id: int) -> None:
+    """Forget the device of a homeserver with all its keys; the rooms it is in stay."""
+    async with conn.transaction():
+        for table in ("olm_session", "megolm_session", "megolm_index", "taken_message", "device"):
+            await conn.execute(f"DELETE FROM crypto.{table} WHERE homeserver_id = $1", homeserver_id)  # noqa: S608
+
+
 async def lock_device(conn: Connection, homeserver_id: int) -> DeviceRow:
     """Give the device and hold it until the transaction ends."""
     row = await conn.fetchrow(_DEVICE + " FOR UPDATE", homeserver_id)

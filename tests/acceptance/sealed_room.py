@@ -153,15 +153,15 @@ class Sender:
         return bool(found) and not any(found)
 
     async def send_to_device_key(
-        self, room_id: RoomId, index: int, device_id: DeviceId, text: str | None = None
+        self, room_id: RoomId, index: int, device_id: DeviceId, text: str | None = None, *, claimed: str | None = None
     ) -> None:
-        """Send a media key, a random one unless given, to the service's device by Olm."""
+        """Send a media key, a random one unless given, to the service's device by Olm, as the own device or another."""
         device = await self.machine.get_or_fetch_device(UserID(BOT), DeviceID(device_id))
         assert device is not None
         content = {
             "keys": {"index": index, "key": text or secrets.token_urlsafe(16)[:22] + "=="},
             "room_id": room_id,
-            "member": {"claimed_device_id": self.client.device_id},
+            "member": {"claimed_device_id": claimed or self.client.device_id},
             "session": {"call_id": "", "application": "m.call", "scope": "m.room"},
             "sent_ts": now_ms(),
         }
@@ -227,20 +227,23 @@ async def running_service(
         as_token=given.as_token,
         sender_localpart=given.sender_localpart,
         homeserver=name,
-        secret=SECRET,
-        **{"invited_by": (SERVER_NAME,), **terms},
+        **{"secret": SECRET, "invited_by": (SERVER_NAME,), **terms},
     )
     auditor = Auditor(pool, name, intake, settings, clock=clock)
-    await auditor.open(server.open_client())
-    await server.start("127.0.0.1", port)
-    stop = asyncio.Event()
-    living = asyncio.ensure_future(auditor.run(stop))
+    client = server.open_client()
     try:
-        yield Service(intake, server, auditor, pool)
+        await auditor.open(client)
+        await server.start("127.0.0.1", port)
+        stop = asyncio.Event()
+        living = asyncio.ensure_future(auditor.run(stop))
+        try:
+            yield Service(intake, server, auditor, pool)
+        finally:
+            stop.set()
+            await living
+            await server.stop()
     finally:
-        stop.set()
-        await living
-        await server.stop()
+        await client.close()
 
 
 @asynccontextmanager
