@@ -13,7 +13,6 @@ from typing import Literal
 import click
 
 from rtc_appservice import __version__, registration
-from rtc_appservice.cli_doctor import doctor
 from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
 from rtc_appservice.cli_person import about_user, forget_user
 from rtc_appservice.cli_posthog import posthog
@@ -60,7 +59,6 @@ def main() -> None:
     """Audits how MatrixRTC media keys travel: as room events or by to-device messages."""
 
 
-main.add_command(doctor)
 main.add_command(posthog)
 main.add_command(about_user)
 main.add_command(forget_user)
