@@ -168,6 +168,7 @@ class StoredCall(Struct, frozen=True, kw_only=True):
 
     homeserver_id: int
     room_key: int
+    watched_since: datetime
     watermark_at: datetime
     report: CallReport
 
@@ -176,8 +177,8 @@ async def find_calls(conn: Connection, prefix: str) -> list[StoredCall]:
     """Give up to two calls whose id begins with a prefix."""
     rows = await conn.fetch(
         """
-        SELECT call.homeserver_id, call.room_key, stream.watermark_at, call.report
-        FROM call_session AS call JOIN stream USING (homeserver_id)
+        SELECT call.homeserver_id, call.room_key, room.watched_since, stream.watermark_at, call.report
+        FROM call_session AS call JOIN stream USING (homeserver_id) JOIN room USING (room_key)
         WHERE starts_with(call.call_id, $1) ORDER BY call.call_id LIMIT 2
         """,
         prefix,
@@ -186,6 +187,7 @@ async def find_calls(conn: Connection, prefix: str) -> list[StoredCall]:
         StoredCall(
             homeserver_id=row["homeserver_id"],
             room_key=row["room_key"],
+            watched_since=row["watched_since"],
             watermark_at=row["watermark_at"],
             report=_decoder.decode(row["report"]),
         )

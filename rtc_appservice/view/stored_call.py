@@ -10,6 +10,7 @@ from rtc_appservice.core.fallback import HISTORY
 from rtc_appservice.core.model import Coverage, DeviceId, RoomHistory, Settings, UserId
 from rtc_appservice.core.platform import with_platforms
 from rtc_appservice.errors import InputError
+from rtc_appservice.store.crypto import own_devices
 from rtc_appservice.store.device_facts import load_platforms
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.observations import load_room
@@ -56,5 +57,8 @@ async def _history(conn: Connection, stored: StoredCall) -> RoomHistory:
         watermark_at=stored.watermark_at,
         envelopes=Coverage.ENVELOPES in report.coverage,
         gaps=tuple(await load_gaps(conn, stored.homeserver_id, since, report.room_id)),
+        watched_since=stored.watched_since,
+        witnesses=await own_devices(conn, stored.homeserver_id),
+        loss_free=True,
         to_device_history=earlier,
     )
