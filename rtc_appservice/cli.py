@@ -13,6 +13,7 @@ from typing import Literal
 import click
 
 from rtc_appservice import __version__, registration
+from rtc_appservice.cli_doctor import doctor
 from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
 from rtc_appservice.cli_person import about_user, forget_user
 from rtc_appservice.cli_posthog import posthog
@@ -59,6 +60,7 @@ def main() -> None:
     """Audits how MatrixRTC media keys travel: as room events or by to-device messages."""
 
 
+main.add_command(doctor)
 main.add_command(posthog)
 main.add_command(about_user)
 main.add_command(forget_user)
@@ -151,12 +153,7 @@ def check(config_path: Path) -> None:
 def _checked(config_path: Path) -> tuple[Config, Registration]:
     """Load the configuration and its registration; ConfigError if one of them is not fit to run with."""
     config = load_config(config_path)
-    registered = registration.load(config.appservice.registration)
-    faults = registered.faults()
-    if faults:
-        lines = [f"{config.appservice.registration} cannot be used:", *(f"  {fault}" for fault in faults)]
-        raise ConfigError("\n".join(lines))
-    return config, registered
+    return config, registration.load_usable(config.appservice.registration)
 
 
 @main.command()

@@ -325,6 +325,14 @@ def _regexes(entries: Any, key: str, faults: list[str]) -> list[str]:
     return found
 
 
+def load_usable(path: Path) -> Registration:
+    """Read a registration to run with; raises ConfigError as `load` does, and with every reason not to."""
+    registered = load(path)
+    if faults := registered.faults():
+        raise ConfigError("\n".join([f"{path} cannot be used:", *(f"  {fault}" for fault in faults)]))
+    return registered
+
+
 def _compile(regex: str) -> None:
     try:
         re.compile(regex)

@@ -1,8 +1,9 @@
 """
 A stand-in for PostHog: takes batches as PostHog does, keeps them, and shows what it was sent.
 
-`POST /batch/` (plain or gzip), `GET /events` (JSON, or a page for browsers). Requests are validated whole,
-as PostHog validates them. How it answers can be switched, so that every answer of the real one can be met.
+`POST /batch/` (plain or gzip), `POST /flags/` (no flags, for a project without any), `GET /events` (JSON, or a page for
+browsers). Requests are validated whole, as PostHog validates them. How it answers can be switched, so that every answer
+of the real one can be met.
 """
 
 import asyncio
@@ -47,7 +48,13 @@ class PostHogStandIn:
     async def start(self, port: int = 0) -> str:
         """Listen on loopback, on a free port unless one is given; give the base address."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
-        app.add_routes([web.post("/batch/", self._take), web.get("/events", self._show)])
+        app.add_routes(
+            [
+                web.post("/batch/", self._take),
+                web.post("/flags/", self._evaluate),
+                web.get("/events", self._show),
+            ]
+        )
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port)
@@ -94,6 +101,14 @@ class PostHogStandIn:
             self.events.extend(batch)
             self._news.notify_all()
         return web.json_response({"status": "Ok"})
+
+    async def _evaluate(self, request: web.Request) -> web.Response:
+        if self.behaviour.status != 200:
+            return web.json_response({"detail": "as told"}, status=self.behaviour.status)
+        body = await request.json()
+        if not body.get("api_key") or not body.get("distinct_id"):
+            return web.json_response({"detail": "malformed"}, status=400)
+        return web.json_response({"flags": {}, "errorsWhileComputingFlags": False})
 
     async def _show(self, request: web.Request) -> web.Response:
         if "text/html" in request.headers.get("Accept", ""):

@@ -16,6 +16,7 @@ from mautrix.crypto.signature import sign_olm
 from mautrix.crypto.store import MemoryCryptoStore, StateStore
 from mautrix.types import RoomID, UserID
 
+from rtc_appservice.intake.cross_signing import is_cross_signed
 from rtc_appservice.intake.device_api import QUIET, DeviceApi
 from rtc_appservice.intake.device_keys import identity_of
 from rtc_appservice.intake.own_device import OwnDevice, pickle_key
@@ -43,15 +44,25 @@ class DeviceSetup:
         self._secret = secret
 
     async def set_up(self, now: datetime) -> None:
-        """Create, publish and sign the device, as far as it is not done yet; raises one of `RequestFailed`."""
+        """
+        Create, publish and sign the device, as far as it is not done yet; raises one of `RequestFailed`.
+
+        The homeserver is asked, too: whoever deletes the device there deletes its keys.
+        """
         await self._api.register()
         await self._api.create_device("RTC auditor")
+        user_id, device_id = self._own.device
+        listed = await self._api.query_keys([user_id])
+        is_signed = is_cross_signed(user_id, device_id, listed)
+        is_listed = any(keys.get("device_id") == device_id for keys in identity_of(user_id, listed).devices)
         with store_errors():
             async with self._pool.acquire() as conn, conn.transaction():
                 row = await crypto.lock_device(conn, self._homeserver_id)
         counts = await self._api.upload_keys({})
-        await self.refill(counts.get("signed_curve25519", 0), publish=row.published_at is None, now=now)
-        if row.signed_at is None:
+        await self.refill(
+            counts.get("signed_curve25519", 0), publish=row.published_at is None or not is_listed, now=now
+        )
+        if row.signed_at is None or not is_signed:
             await self._sign()
             with store_errors():
                 async with self._pool.acquire() as conn:

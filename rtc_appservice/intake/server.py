@@ -117,6 +117,8 @@ class IntakeServer(AppService):
                 state_store=_Forgetful(),
                 aiohttp_params=aiohttp_params,
             )
+        #: mautrix 0.21.1 sets it on starting only, and looks at it on stopping.
+        self.runner: web.AppRunner | None = None
         self._hs_token = credentials.hs_token.encode()
         self._max_body_bytes = max_body_bytes
         self._take = take
