@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from rtc_appservice.core.model import RoomHistory, RoomId, RoomKey, ServerName
+from rtc_appservice.core.model import RoomHistory, RoomId, RoomKey, RoomState, ServerName
 from rtc_appservice.core.session import project_room
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.store.audited_rooms import want_room
@@ -18,6 +18,7 @@ from rtc_appservice.store.pool import Pool
 from tests.acceptance.sealed_room import BOT, Service, running_service, sealed_synapse, sender, until
 
 Homeserver = tuple[str, Path, int]
+READ = "SELECT count(*) FROM crypto.room WHERE room_id = $1 AND state_read_at IS NOT NULL"
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,7 @@ async def test_calls_begun_after_it_came_were_seen_from_their_beginning(homeserv
 
         async def reads_state() -> None:
             await ann.invite(room_id)
-            query = "SELECT count(*) FROM crypto.room WHERE room_id = $1 AND state_read_at IS NOT NULL"
-            await until(lambda: service.count(query, room_id), "the state of the room was read")
+            await until(lambda: service.count(READ, room_id), "the state of the room was read")
 
         async def call(*, until_now: int) -> None:
             await until(lambda: calls(service, room_id, until_now), f"{until_now} calls have begun")
@@ -137,6 +137,23 @@ async def test_calls_begun_after_it_came_were_seen_from_their_beginning(homeserv
 
     assert [False, True, False, True] == [beginning_seen for beginning_seen, _, _ in found]
     assert [True] * 4 == [encrypted for _, encrypted, _ in found]
+
+
+async def test_state_that_was_not_read_is_read_after_all(homeserver: Homeserver, pool: Pool) -> None:
+    """Killed, or refused, between entering a room and recording what it found there: the next look makes up for it."""
+    synapse, path, port = homeserver
+    async with sender(synapse, "cleo") as cleo:
+        async with running_service(pool, synapse, path, port) as service:
+            room_id = await cleo.make_room()
+            await until(lambda: service.count(READ, room_id), "the state of the room was read")
+        await pool.execute("UPDATE crypto.room SET state_read_at = NULL")
+        await pool.execute("DELETE FROM observation")
+        await pool.execute("DELETE FROM observation_identity")
+        async with running_service(pool, synapse, path, port) as service:
+            await until(lambda: service.count(READ, room_id), "the state of the room was read after all")
+            kinds = {o.body.event_type for o in await service.observations(room_id) if isinstance(o.body, RoomState)}
+
+    assert {"m.room.encryption", "m.room.history_visibility"} < kinds
 
 
 async def projected(service: Service, room_id: RoomId) -> list[tuple[bool, bool | None, bool]]:
