@@ -11,6 +11,7 @@ from mautrix.api import Method
 from mautrix.api import Path as ApiPath
 
 from rtc_appservice.core.model import Membership, RoomId, ToDeviceKey
+from rtc_appservice.demo import synapse
 from rtc_appservice.intake.call_api import CallApi
 from rtc_appservice.store.audited_rooms import want_room, want_witness
 from rtc_appservice.store.pool import Pool
@@ -226,3 +227,33 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     found = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert not any("!" in str(value) for record in found for value in vars(record).values())
     return [record.getMessage() for record in found]
+
+
+async def test_takes_no_part_where_its_leave_is_not_promised(
+    tmp_path: Path, pool: Pool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A homeserver that delays no events (Synapse as it comes) could not end its membership: it says so, once."""
+
+    def undelayed(*arguments: Any) -> dict[str, Any]:
+        return {name: value for name, value in config(*arguments).items() if name != "max_event_delay_duration"}
+
+    config = synapse.homeserver_config
+    monkeypatch.setattr(synapse, "homeserver_config", undelayed)
+    async with (
+        sealed_synapse(tmp_path) as (address, path, port),
+        sender(address, "plain") as alice,
+        running_service(pool, address, path, port) as service,
+    ):
+        sealed = service.intake.sealed
+        assert sealed is not None
+        room_id = await asked_into(service, alice)
+        await alice.call(room_id)
+        await until(lambda: warned(caplog), "it was said")
+        await alice.call(room_id, live=False)
+        await alice.call(room_id)
+        await until(lambda: recorded(service, room_id, 3), "all was recorded")
+        await until(lambda: not sealed.calls_changed, "all was looked at")
+        found = await of_device(alice, room_id)
+
+    assert ["the homeserver delays no events (MSC4140): the device takes no part in calls"] == warned(caplog)
+    assert [] == found
