@@ -21,24 +21,31 @@ from rtc_appservice.core.model import (
     ServerName,
     UserId,
 )
+from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.store import (
     condition,
     envelopes,
     findings,
+    gaps,
     notices,
     observations,
     outbox,
+    overview,
+    pages,
     partitions,
     projection,
     rooms,
     sessions,
+    undecryptable,
 )
 from rtc_appservice.store.pool import Connection
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 #: What may be read from end to end: tables that stay small, partitions with nothing in them.
 FEW = 500
+#: Past the end of every list: what is found is sorted, and none of it is given.
+NONE = 1_000_000
 HOMESERVER = ServerName("lab.test")
 ROOM = RoomId("!1")
 
@@ -76,6 +83,14 @@ INSERT INTO outbox (uuid, event, distinct_id, timestamp, properties, state, atte
     SELECT gen_random_uuid(), 'e', 'd', '2026-11-23T12:00Z', '{}', 'pending', 0,
            '2026-11-23T12:00Z'::timestamptz + n * interval '1 s'
     FROM generate_series(1, 20000) n;
+INSERT INTO history_ledger (room_key, event_id, homeserver_id, at, sender, device_id, keys)
+    SELECT n % 500 + 1, '$' || n, 1, '2026-11-23T12:00Z', '@u', 'D', 1 FROM generate_series(1, 20000) n;
+INSERT INTO crypto.unread_event (homeserver_id, event_id, room_id, session_id, reason, noted_at)
+    SELECT 1, '$' || n, '!1', 's' || n, 'missing_session', '2026-11-23T12:00Z' FROM generate_series(1, 20000) n;
+INSERT INTO crypto.unread_message (homeserver_id, identity, reason, noted_at)
+    SELECT 1, n, 'olm_failed', '2026-11-23T12:00Z' FROM generate_series(1, 20000) n;
+INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, code, noted_at)
+    SELECT 1, '!1', 's' || n, 'm.unverified', '2026-11-23T12:00Z' FROM generate_series(1, 20000) n;
 """
 
 Act = Callable[[Connection], Awaitable[object]]
@@ -92,6 +107,17 @@ def a_transaction() -> Intake:
         body=Redaction(sender=UserId("@a:lab.test"), redacts=EventId("$key")),
     )
     return Intake(observations=[observation], newest_at=NOW)
+
+
+def an_unread_event() -> undecryptable.UnreadRow:
+    """Give an event that could not be opened."""
+    return undecryptable.UnreadRow(
+        event_id=EventId("$new"),
+        room_id=ROOM,
+        session_id="s1",
+        event_at=NOW,
+        reason=UndecryptableReason.MISSING_SESSION,
+    )
 
 
 async def cached(conn: Connection) -> rooms.RoomCache:
@@ -123,6 +149,18 @@ ACTS: dict[str, Act] = {
     ),
     "write_findings": lambda c: findings.write_findings(c, 1, 1, NOW, {}, [CallId("1")]),
     "split_calls": lambda c: notices.split_calls(c, 1),
+    "load_tally": lambda c: overview.load_tally(c, [1], NOW + timedelta(days=13), NOW + timedelta(days=14)),
+    "newest_gaps": lambda c: gaps.newest_gaps(c, [1], NOW, 30),
+    "list_calls of a room": lambda c: pages.list_calls(c, pages.CallFilter(room_key=1), limit=50, offset=NONE, now=NOW),
+    "list_calls of late": lambda c: pages.list_calls(
+        c, pages.CallFilter(homeserver_id=1, since=NOW + timedelta(days=13)), limit=50, offset=NONE, now=NOW
+    ),
+    "list_rooms, one": lambda c: pages.list_rooms(c, limit=1, room_key=1),
+    "load_ledger": lambda c: pages.load_ledger(c, 1, limit=50, offset=0),
+    "load_streams": pages.load_streams,
+    "load_undecryptable": lambda c: undecryptable.load_undecryptable(c, 1, ["$1", "$2"]),
+    "note_unread": lambda c: undecryptable.note_unread(c, 1, [an_unread_event()], NOW),
+    "note_opened": lambda c: undecryptable.note_opened(c, 1, ["$1"], NOW),
     "placeable": lambda c: envelopes.placeable(c, 1, HOMESERVER),
     "drop_unplaced": lambda c: envelopes.drop_unplaced(c, 1, NOW + timedelta(seconds=65)),
     "lease": lambda c: outbox.lease(c, 100, 60, NOW + timedelta(minutes=5)),

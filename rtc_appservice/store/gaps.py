@@ -1,7 +1,8 @@
 """Stage 3: gaps. What is known not to have been seen is data like everything else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from rtc_appservice.core.model import Gap, GapReason, RoomId, ServerName
 from rtc_appservice.store.pool import Connection
@@ -43,14 +44,33 @@ async def load_gaps(
         since,
         room_id,
     )
-    return [
-        Gap(
-            gap_id=row["gap_id"],
-            homeserver=ServerName(row["name"]),
-            reason=GapReason(row["reason"]),
-            started_at=row["started_at"],
-            ended_at=row["ended_at"],
-            room_id=None if row["room_id"] is None else RoomId(row["room_id"]),
-        )
-        for row in rows
-    ]
+    return [_gap(row) for row in rows]
+
+
+async def newest_gaps(
+    conn: Connection, homeserver_ids: Sequence[int], since: datetime, limit: int
+) -> tuple[list[Gap], int]:
+    """Give the newest of the gaps that reach past `since`, the newest first, and how many there are in all."""
+    rows = await conn.fetch(
+        """
+        SELECT gap_id, name, reason, started_at, ended_at, room_id, count(*) OVER () AS total
+        FROM gap JOIN homeserver USING (homeserver_id) LEFT JOIN room USING (room_key)
+        WHERE gap.homeserver_id = ANY($1::smallint[]) AND (gap.ended_at IS NULL OR gap.ended_at >= $2)
+        ORDER BY started_at DESC NULLS LAST, gap_id DESC LIMIT $3
+        """,
+        homeserver_ids,
+        since,
+        limit,
+    )
+    return [_gap(row) for row in rows], rows[0]["total"] if rows else 0
+
+
+def _gap(row: Mapping[str, Any]) -> Gap:
+    return Gap(
+        gap_id=row["gap_id"],
+        homeserver=ServerName(row["name"]),
+        reason=GapReason(row["reason"]),
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        room_id=None if row["room_id"] is None else RoomId(row["room_id"]),
+    )

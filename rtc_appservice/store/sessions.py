@@ -30,12 +30,16 @@ async def write_calls(conn: Connection, homeserver_id: int, room_key: int, sessi
     await conn.execute(
         """
         INSERT INTO call_session AS known (room_key, homeserver_id, started_at, call_id, slot_id, ended_at, verdict,
-                                           evidence, settled, report)
-        SELECT $1, $2, * FROM unnest($3::timestamptz[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
-                                     $8::text[], $9::boolean[], $10::jsonb[])
+                                           evidence, settled, report, fallbacks, coverage)
+        SELECT $1, $2, started_at, call_id, slot_id, ended_at, verdict, evidence, settled, report, fallbacks,
+               string_to_array(coverage, ' ')
+        FROM unnest($3::timestamptz[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[],
+                    $9::boolean[], $10::jsonb[], $11::integer[], $12::text[])
+            AS call (started_at, call_id, slot_id, ended_at, verdict, evidence, settled, report, fallbacks, coverage)
         ON CONFLICT (room_key, started_at, call_id) DO UPDATE
         SET ended_at = excluded.ended_at, verdict = excluded.verdict, evidence = excluded.evidence,
-            settled = known.settled OR excluded.settled, report = excluded.report
+            settled = known.settled OR excluded.settled, report = excluded.report, fallbacks = excluded.fallbacks,
+            coverage = excluded.coverage
         WHERE known.report IS DISTINCT FROM excluded.report
         """,
         room_key,
@@ -48,6 +52,8 @@ async def write_calls(conn: Connection, homeserver_id: int, room_key: int, sessi
         [str(report.evidence) for report in reports],
         [report.settled for report in reports],
         [_encoder.encode(report).decode() for report in reports],
+        [len(report.fallbacks) for report in reports],
+        [" ".join(report.coverage) for report in reports],
     )
 
 

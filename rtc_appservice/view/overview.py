@@ -1,4 +1,4 @@
-"""Stage 7: the overview: a report counted by day or week, by cause, by evidence and by what was seen."""
+"""Stage 7: the overview: calls as they were counted, by day or week, by cause, by evidence and by what was seen."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,20 @@ from datetime import date, datetime, timedelta
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import (
-    BLOCKING_CAUSES,
-    CallReport,
-    Coverage,
-    Evidence,
-    FallbackCause,
-    Report,
-    Verdict,
-)
+from rtc_appservice.core.model import Coverage, Evidence, Gap, Readiness, ServerName, Verdict
+from rtc_appservice.core.readiness import JUDGED, judge
+from rtc_appservice.core.rollup import EVENTS_DECRYPTED, EVENTS_UNDECRYPTABLE
+from rtc_appservice.core.tally import CauseCount, Tally
+from rtc_appservice.store import totals
+from rtc_appservice.store.gaps import newest_gaps
+from rtc_appservice.store.overview import load_tally
+from rtc_appservice.store.pool import Connection
+from rtc_appservice.store.totals import Rollup
 
+#: The newest gaps that the overview lists.
+GAPS_LISTED = 30
 #: Windows longer than this are counted by week.
 DAYS_BY_DAY = 31
-#: The verdicts that enter the share of calls that are all to-device.
-JUDGED = (Verdict.TO_DEVICE, Verdict.MIXED, Verdict.ROOM_EVENT)
 
 
 class Period(Struct, frozen=True, kw_only=True):
@@ -45,78 +45,110 @@ class Period(Struct, frozen=True, kw_only=True):
         return self.by_verdict.get(Verdict.TO_DEVICE, 0) / self.judged if self.judged else None
 
 
-class CauseCount(Struct, frozen=True, kw_only=True):
-    """The fallbacks of one cause."""
+class Sealed(Struct, frozen=True, kw_only=True):
+    """What the service's own device made of the encrypted events in its rooms, ever since."""
 
-    cause: FallbackCause
-    blocks: bool
-    fallbacks: int
-    devices: int
-    by_evidence: Mapping[Evidence, int]
-    last_seen_at: datetime
+    events: int
+    unread: int  #: could not be opened, neither at once nor later
+    reasons: Mapping[str, int]  #: why not at once, the most frequent first
+
+    @property
+    def share(self) -> float:
+        """Give the share that could not be opened."""
+        return self.unread / self.events
 
 
 class Overview(Struct, frozen=True, kw_only=True):
-    """What the overview shows beside the report itself."""
+    """What the overview shows."""
 
+    at: datetime
+    readiness: Readiness
+    calls: int
+    live: int
+    room_keys_in_history: int
     periods: tuple[Period, ...]
     by_week: bool
     causes: tuple[CauseCount, ...]
     by_verdict_and_evidence: Mapping[Verdict, Mapping[Evidence, int]]
     by_coverage: Mapping[Coverage, int]
-    live: int
+    sealed: Sealed | None  #: None: no encrypted event was ever there to open
+    gaps: Sequence[Gap]  #: the newest
+    gap_count: int
 
 
-def overview(report: Report, days: int) -> Overview:
-    """Count a report over the last `days` days; periods without a call are there too."""
-    by_week = days > DAYS_BY_DAY
-    grades: dict[Verdict, Counter[Evidence]] = defaultdict(Counter)
-    for call in report.calls:
-        grades[call.verdict][call.evidence] += 1
+async def read_overview(
+    conn: Connection, homeservers: Mapping[ServerName, int], *, days: int, now: datetime
+) -> Overview:
+    """Give the overview of homeservers, by name and number, over the last `days` days; today is one of them."""
+    since = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
+    numbers = list(homeservers.values())
+    counted = await load_tally(conn, numbers, since, now)
+    gaps, gap_count = await newest_gaps(conn, numbers, since, GAPS_LISTED)
+    rollups = [rollup for rollup in await totals.load(conn) if rollup.homeserver in homeservers]
+    standing = sum([await totals.room_keys_in_history(conn, number) for number in numbers])
     return Overview(
-        periods=tuple(_periods(report, days, by_week)),
-        by_week=by_week,
-        causes=tuple(_causes(report.calls)),
-        by_verdict_and_evidence={verdict: grades[verdict] for verdict in Verdict if verdict in grades},
-        by_coverage=Counter(source for call in report.calls for source in call.coverage),
-        live=sum(call.ended_at is None for call in report.calls),
+        at=now,
+        readiness=judge(counted, now),
+        calls=counted.calls,
+        live=counted.live,
+        room_keys_in_history=standing,
+        periods=periods(counted, days, now.date()),
+        by_week=days > DAYS_BY_DAY,
+        causes=tuple(sorted(counted.causes, key=lambda count: (not count.blocks, -count.fallbacks, count.cause))),
+        by_verdict_and_evidence=_grades(counted),
+        by_coverage=_coverage(counted),
+        sealed=sealed(rollups),
+        gaps=gaps,
+        gap_count=gap_count,
     )
 
 
-def _periods(report: Report, days: int, by_week: bool) -> list[Period]:
-    today = report.generated_at.date()
-    calls: dict[date, list[CallReport]] = defaultdict(list)
-    for call in report.calls:
-        calls[_begin(call.started_at.date(), by_week)].append(call)
+def periods(counted: Tally, days: int, today: date) -> tuple[Period, ...]:
+    """Count calls by day, or by week in a long window; periods without a call are there too."""
+    by_week = days > DAYS_BY_DAY
+    verdicts: dict[date, Counter[Verdict]] = defaultdict(Counter)
+    grades: dict[date, Counter[Evidence]] = defaultdict(Counter)
+    for count in counted.counts:
+        begin = _begin(count.day, by_week)
+        verdicts[begin][count.verdict] += count.calls
+        grades[begin][count.evidence] += count.calls
     begins = sorted({_begin(today - timedelta(days=back), by_week) for back in range(days)})
-    return [
-        Period(
-            begin=begin,
-            by_verdict=Counter(call.verdict for call in calls[begin]),
-            by_evidence=Counter(call.evidence for call in calls[begin]),
-        )
-        for begin in begins
-    ]
+    return tuple(Period(begin=begin, by_verdict=verdicts[begin], by_evidence=grades[begin]) for begin in begins)
 
 
 def _begin(day: date, by_week: bool) -> date:
     return day - timedelta(days=day.weekday()) if by_week else day
 
 
-def _causes(calls: Sequence[CallReport]) -> list[CauseCount]:
-    found = defaultdict(list)
-    for call in calls:
-        for fallback in call.fallbacks:
-            found[fallback.cause].append(fallback)
-    counts = [
-        CauseCount(
-            cause=cause,
-            blocks=cause in BLOCKING_CAUSES,
-            fallbacks=len(fallbacks),
-            devices=len({(each.user_id, each.device_id) for each in fallbacks}),
-            by_evidence=Counter(each.evidence for each in fallbacks),
-            last_seen_at=max(each.at for each in fallbacks),
-        )
-        for cause, fallbacks in found.items()
-    ]
-    return sorted(counts, key=lambda count: (not count.blocks, -count.fallbacks, count.cause))
+def _grades(counted: Tally) -> dict[Verdict, Counter[Evidence]]:
+    grades: dict[Verdict, Counter[Evidence]] = defaultdict(Counter)
+    for count in counted.counts:
+        grades[count.verdict][count.evidence] += count.calls
+    return {verdict: grades[verdict] for verdict in Verdict if verdict in grades}
+
+
+def _coverage(counted: Tally) -> Counter[Coverage]:
+    found: Counter[Coverage] = Counter()
+    for count in counted.counts:
+        for source in count.coverage:
+            found[source] += count.calls
+    return found
+
+
+def sealed(rollups: Sequence[Rollup]) -> Sealed | None:
+    """Take totals; give what the service's own device could and could not open, None if there was nothing to open."""
+    opened: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for rollup in rollups:
+        if rollup.name == EVENTS_DECRYPTED.name:
+            opened[rollup.labels["when"]] += rollup.value
+        elif rollup.name == EVENTS_UNDECRYPTABLE.name:
+            reasons[rollup.labels["reason"]] += rollup.value
+    not_at_once = reasons.total()
+    if not opened["at_once"] + not_at_once:
+        return None
+    return Sealed(
+        events=opened["at_once"] + not_at_once,
+        unread=max(0, not_at_once - opened["later"]),
+        reasons=dict(reasons.most_common()),
+    )

@@ -8,13 +8,13 @@ is shown which names is decided in `access`.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aiohttp import hdrs, web
 
-from rtc_appservice.core.model import Report, Settings, Verdict
+from rtc_appservice.core.model import Settings, Verdict
 from rtc_appservice.errors import InputError, StoreUnavailable
 from rtc_appservice.store import outbox, pages, sessions
 from rtc_appservice.store.condition import load_condition
@@ -24,9 +24,8 @@ from rtc_appservice.view.access import Access, Names
 from rtc_appservice.view.charts import share_line, stacked_bars
 from rtc_appservice.view.health import Readiness, why_not_ready
 from rtc_appservice.view.matrix import matrix
-from rtc_appservice.view.overview import overview
+from rtc_appservice.view.overview import Overview, read_overview
 from rtc_appservice.view.rendering import render
-from rtc_appservice.view.stored import read_report
 from rtc_appservice.view.stored_call import explain_call
 from rtc_appservice.view.timeline import draw
 
@@ -102,13 +101,15 @@ class Pages:
     async def _overview(self, request: web.Request, names: Names) -> str:
         days = next((days for days in WINDOWS if str(days) == request.query.get("days")), 28)
         now = datetime.now(UTC)
-        homeservers = await self._homeservers()
-        homeserver = request.query.get("homeserver") or None
-        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        since = midnight - timedelta(days=days - 1)
-        report = await read_report(self._pool, since=since, homeserver=homeserver, now=now)
+        async with self._pool.acquire() as conn:
+            homeservers = await load_homeservers(conn)
+            homeserver = request.query.get("homeserver") or None
+            asked = {name: number for name, number in homeservers.items() if homeserver in (None, name)}
+            if homeserver is not None and not asked:
+                raise InputError("There is nothing from this homeserver in the database.")
+            counted = await read_overview(conn, asked, days=days, now=now)
         choice = {"windows": WINDOWS, "days": days, "homeserver": homeserver, "homeservers": homeservers}
-        return await asyncio.to_thread(_overview_page, request, names, report, choice)
+        return await asyncio.to_thread(_overview_page, request, names, counted, choice)
 
     async def _calls(self, request: web.Request, names: Names) -> str:
         query = request.query
@@ -217,9 +218,8 @@ class Pages:
             return {str(name): number for name, number in (await load_homeservers(conn)).items()}
 
 
-def _overview_page(request: web.Request, names: Names, report: Report, choice: Mapping[str, Any]) -> str:
-    """Give the overview of a report; it does not touch the database, so another thread may make it."""
-    counted = overview(report, choice["days"])
+def _overview_page(request: web.Request, names: Names, counted: Overview, choice: Mapping[str, Any]) -> str:
+    """Give the page; it does not touch the database, so another thread may draw its plots."""
     labels, span = [f"{period.begin:%m-%d}" for period in counted.periods], "week" if counted.by_week else "day"
     bars = stacked_bars(
         labels,
@@ -232,7 +232,7 @@ def _overview_page(request: web.Request, names: Names, report: Report, choice: M
         [period.share for period in counted.periods],
         f"Share of calls that are all by to-device, by {span}; the table below has the numbers.",
     )
-    shown = {"report": report, "counted": counted, "bars": bars, "line": line}
+    shown = {"counted": counted, "bars": bars, "line": line}
     return _page("overview.html", request, names, title="Overview", **shown, **choice)
 
 

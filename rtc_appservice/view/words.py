@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from rtc_appservice.core import wording
 from rtc_appservice.core.model import Coverage, DeviceRef, Evidence, FallbackCause, Outcome, Severity, Verdict
+from rtc_appservice.core.undecryptable import UndecryptableReason
 
 READINESS = wording.READINESS
 moment = wording.moment
@@ -41,6 +42,16 @@ COVERAGES = {
     Coverage.TIMELINE_PARTIAL: "the room's timeline, parts of it unreadable",
     Coverage.ENVELOPES: "envelopes of to-device messages",
     Coverage.WITNESS: "a device of ours in the call",
+}
+UNDECRYPTABLE = {
+    UndecryptableReason.MISSING_SESSION: "without a session",
+    UndecryptableReason.WITHHELD: "withheld by the sender",
+    UndecryptableReason.BEFORE_SESSION: "from before the session it was given",
+    UndecryptableReason.MEGOLM_FAILED: "that did not decrypt",
+    UndecryptableReason.REPLAYED: "replayed",
+    UndecryptableReason.WRONG_ROOM: "of another room",
+    UndecryptableReason.WRONG_SENDER: "of another sender than their session",
+    UndecryptableReason.MALFORMED: "malformed",
 }
 EVIDENCES = {
     Evidence.DIRECT: "read in clear",

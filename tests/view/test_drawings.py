@@ -6,11 +6,11 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import Evidence, FallbackCause, Verdict
-from rtc_appservice.core.report import build_report
+from rtc_appservice.core.model import Evidence
+from rtc_appservice.core.tally import tally
 from rtc_appservice.view.charts import share_line, stacked_bars
 from rtc_appservice.view.matrix import matrix
-from rtc_appservice.view.overview import overview
+from rtc_appservice.view.overview import periods
 from rtc_appservice.view.timeline import WIDTH, draw
 from tests.view.test_call import told
 from tests.view.test_report import recorded
@@ -20,25 +20,20 @@ NOW = datetime(2026, 11, 24, 0, 30, tzinfo=UTC)
 
 def test_the_overview_counts_by_day_with_its_evidence() -> None:
     """Days without a call are there, a call stands at its day, what it rests on beside it."""
-    (call,) = recorded("smart-switch").calls
-    counted = overview(build_report([call], gaps=[], room_keys_in_history=0, now=NOW), 7)
+    counted = periods(tally(recorded("smart-switch").calls, NOW), 7, NOW.date())
 
-    assert [date(2026, 11, day) for day in range(18, 25)] == [period.begin for period in counted.periods]
-    assert [0, 0, 0, 0, 0, 1, 0] == [period.calls for period in counted.periods]
-    assert [None] * 5 + [0.0, None] == [period.share for period in counted.periods]
-    assert {Verdict.MIXED: {Evidence.INFERRED: 1}} == counted.by_verdict_and_evidence
-    assert [(FallbackCause.ROOM_ONLY_CLIENT, True, 1), (FallbackCause.FOLLOWED, False, 2)] == [
-        (count.cause, count.blocks, count.fallbacks) for count in counted.causes
-    ]
+    assert [date(2026, 11, day) for day in range(18, 25)] == [period.begin for period in counted]
+    assert [0, 0, 0, 0, 0, 1, 0] == [period.calls for period in counted]
+    assert [None] * 5 + [0.0, None] == [period.share for period in counted]
+    assert {Evidence.INFERRED: 1} == counted[5].by_evidence
 
 
 def test_long_windows_are_counted_by_week() -> None:
     """Weeks begin on Monday."""
-    counted = overview(build_report([], gaps=[], room_keys_in_history=0, now=NOW), 90)
+    counted = periods(tally([], NOW), 90, NOW.date())
 
-    assert counted.by_week
-    assert {0} == {period.begin.weekday() for period in counted.periods}
-    assert 13 <= len(counted.periods) <= 14
+    assert {0} == {period.begin.weekday() for period in counted}
+    assert 13 <= len(counted) <= 14
 
 
 @pytest.mark.parametrize(("highest", "top"), [(0, 1), (3, 3), (7, 8), (724, 800)])

@@ -9,7 +9,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from rtc_appservice.errors import SchemaBehind
-from rtc_appservice.store import sessions
+from rtc_appservice.store import sessions, totals
 from rtc_appservice.store.pool import Pool
 from tests.view.page_server import SCENARIOS, TOKEN, fill, fill_live, serving
 
@@ -76,6 +76,18 @@ async def test_calls_are_filtered_and_sorted(filled: TestServer) -> None:
     assert 'aria-sort="ascending"' in mixed
     assert 'aria-sort="descending"' in every
     assert "No such call was seen" in later
+
+
+async def test_overview_says_what_could_not_be_read(filled: TestServer, pool: Pool) -> None:
+    """In words, with the reasons, where coverage is told."""
+    async with pool.acquire() as conn:
+        opened = ("events_decrypted", {"when": "at_once"}, 95)
+        unread = ("events_undecryptable", {"reason": "withheld"}, 5)
+        await totals.add(conn, 1, [opened, unread])
+    _, text = await get(filled, "/")
+
+    assert "could not read 5 of 100 encrypted events (5.0%)" in text
+    assert "5 withheld by the sender." in text
 
 
 @pytest.mark.parametrize("sort", ["started", "length", "devices", "fallbacks", "findings"])
