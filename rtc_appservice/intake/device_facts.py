@@ -116,11 +116,7 @@ async def refresh(pool: Pool, homeserver_id: int, ask: Ask, is_signed: IsSigned,
         async with pool.acquire() as conn:
             devices = await due_devices(conn, homeserver_id, now - FRESH, AT_ONCE)
     if devices:
-        try:
-            facts = facts_of(devices, await ask(devices), is_signed)
-        except (ValueError, RecursionError):
-            # Something no parser takes, in device keys a stranger made: as if nothing was said, until tomorrow.
-            facts = facts_of(devices, {}, is_signed)
+        facts = facts_of(devices, await ask(devices), is_signed)
         with store_errors():
             async with pool.acquire() as conn:
                 await write_facts(conn, homeserver_id, facts, now)
