@@ -191,8 +191,15 @@ class _Examination:
             except PortUnavailable as error:
                 return judge.failed("ping", str(error), "the service could not listen there either")
         answer, arrived = await self.server.ping()
-        if answer.status == 200 and not arrived and await self._is_alive():
+        is_alive = await self._is_alive()
+        if answer.status == 200 and not arrived and is_alive:
             self.listening = Listening.SERVICE  # elsewhere, on the same database
+        if self.listening is Listening.SERVICE and is_alive is False:
+            return judge.failed(
+                "ping",
+                "the service that runs does not use this database",
+                "restart it with this configuration; mind the variables of its environment",
+            )
         return judge.judge_ping(answer, self.listening, arrived, own.address, self.versions)
 
     async def _to_device(self) -> Check:
@@ -289,6 +296,9 @@ class _Examination:
             async with self.pool.acquire() as conn:
                 return await find_stream(conn, ServerName(self.config.homeserver.domain))
 
-    async def _is_alive(self) -> bool:
+    async def _is_alive(self) -> bool | None:
+        """Tell whether the service noted in the database that it lives; None if there is no database."""
+        if self.pool is None:
+            return None
         found = await self._stream()
         return found is not None and found[1] is not None and found[1] > datetime.now(UTC) - _ALIVE

@@ -25,6 +25,8 @@ from rtc_appservice.intake.transaction import Read, parse_body
 
 #: Synapse waits 60 s for an answer to a ping; who has none by then has none.
 ASK_SECONDS = 15.0
+#: What does not answer on this machine by then is not the service.
+HERE_SECONDS = 3.0
 #: Synapse hands a to-device message over within a second, or not at all.
 ARRIVAL_SECONDS = 2.0
 #: It skips some of those that race (some 5 %), and drops those of the moment in which it finds the service up again.
@@ -38,11 +40,17 @@ WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
 async def ask(
-    session: aiohttp.ClientSession, method: str, url: str, token: str | None = None, content: Any = None
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    token: str | None = None,
+    content: Any = None,
+    *,
+    seconds: float = ASK_SECONDS,
 ) -> Answer:
     """Send one request and give what came of it; raises on nothing that a server or the way to it may do."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
+    timeout = aiohttp.ClientTimeout(total=seconds)
     try:
         # A redirect would take the token elsewhere.
         async with session.request(
@@ -67,11 +75,11 @@ async def who_listens(session: aiohttp.ClientSession, host: str, port: int, hs_t
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  # all of them: this one
     base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), ASK_SECONDS)
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), HERE_SECONDS)
         writer.close()
     except (OSError, TimeoutError):
         return Listening.HERE
-    alive = await ask(session, "GET", f"{base}/_matrix/mau/live")
+    alive = await ask(session, "GET", f"{base}/_matrix/mau/live", seconds=HERE_SECONDS)
     if alive.status != 200:
         return Listening.OTHER_PROGRAM
     pinged = await ask(session, "POST", f"{base}/_matrix/app/v1/ping", hs_token, {"transaction_id": "doctor"})
@@ -214,6 +222,8 @@ class TemporaryDevice:
             await self.api.send_to_device("m.room.encrypted", self.device, content)
             if await holds(partial(arrived, text), ARRIVAL_SECONDS):
                 return True
+            if self._server.refused:  # nothing comes before that
+                break
         return False
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -22,7 +23,7 @@ from rtc_appservice.core.installation import Check, Outcome
 from rtc_appservice.demo.posthog_standin import PostHogStandIn
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port, running_synapse
 from rtc_appservice.doctor import examine
-from rtc_appservice.store.migrate import head
+from rtc_appservice.store.migrate import head, upgrade
 from rtc_appservice.store.pool import Pool
 
 SECONDS = 40.0
@@ -76,8 +77,8 @@ class Installation:
         assert out, errors.decode()
         found = json.loads(out)
         assert found["ok"] == (process.returncode == 0)
-        secrets = (self.registration["as_token"], self.registration["hs_token"], self.config["secret"])
-        assert not [secret for secret in secrets if secret.encode() in out + errors]
+        private = (self.registration["as_token"], self.registration["hs_token"], self.config["secret"])
+        assert not [secret for secret in private if secret.encode() in out + errors]
         return Found(found["checks"])
 
     @asynccontextmanager
@@ -98,6 +99,34 @@ class Installation:
             process.terminate()
             await asyncio.wait_for(process.wait(), SECONDS)
         assert b"ERROR" not in await draining
+
+    @asynccontextmanager
+    async def changed(self, section: str, **keys: Any) -> AsyncIterator[None]:
+        """Change keys of the configuration, for the time of the block."""
+        before = self.config[section]
+        self.config[section] = {**before, **keys}
+        yield
+        self.config[section] = before
+
+    async def join_a_call(self) -> None:
+        """Have a user of the homeserver make a room and join a call there."""
+        login = {"username": "ann" + secrets.token_hex(4), "password": "p", "auth": {"type": "m.login.dummy"}}
+        content = {
+            "application": "m.call",
+            "call_id": "",
+            "device_id": "PHONE",
+            "expires": 14400000,
+            "focus_active": {"type": "livekit", "focus_selection": "oldest_membership"},
+            "foci_preferred": [],
+            "scope": "m.room",
+        }
+        base = f"{self.address}/_matrix/client/v3"
+        async with aiohttp.ClientSession(raise_for_status=True) as session:
+            user = await (await session.post(f"{base}/register", json=login)).json()
+            headers = {"Authorization": f"Bearer {user['access_token']}"}
+            room = await (await session.post(f"{base}/createRoom", json={}, headers=headers)).json()
+            path = f"rooms/{room['room_id']}/state/org.matrix.msc3401.call.member/_{user['user_id']}_PHONE"
+            await session.put(f"{base}/{path}", json=content, headers=headers)
 
     async def ask(self, method: str, path: str, user: str, content: Any = None) -> Any:
         """Ask the homeserver as a user of the service's own."""
@@ -157,16 +186,50 @@ async def test_with_the_service_and_without(installation: Installation, pool: Po
     async with installation.running():
         running = await installation.doctor()
         opened = await pool.fetchval(taken)
+        async with installation.changed("appservice", port=free_port()):
+            elsewhere = await installation.examine()
+        opened_elsewhere = await pool.fetchval(taken)
     stopped = await installation.examine()
     left = await pool.fetchval(taken)
     async with installation.running(), asyncio.timeout(SECONDS):
         while await pool.fetchval(taken) == left:
             await asyncio.sleep(0.05)
 
-    assert {"posthog": "skipped"} == running.outcomes() == stopped.outcomes()
+    assert {"posthog": "skipped"} == running.outcomes() == elsewhere.outcomes() == stopped.outcomes()
     assert "the running service opened" in running.said("round_trip")
     assert "can be opened" in stopped.said("round_trip")
-    assert (1, 1) == (opened, left)
+    assert (1, 2, 2) == (opened, opened_elsewhere, left)
+
+
+async def test_a_service_with_another_configuration(installation: Installation, empty_database: str) -> None:
+    """A running service that read another registration, or writes to another database, is found."""
+    await upgrade(empty_database)
+    hs_token = installation.registration["hs_token"]
+    async with installation.running():
+        async with installation.changed("database", url=empty_database):
+            other_database = await installation.examine()
+        installation.registration["hs_token"] = "another-" + "h" * 40
+        other_token = await installation.examine()
+        installation.registration["hs_token"] = hs_token
+
+    assert "does not use this database" in other_database.said("ping")
+    assert "restart it" in other_token.said("ping")
+
+
+async def test_leaves_to_the_service_what_is_its(installation: Installation, pool: Pool) -> None:
+    """While the homeserver has events for the service, none is taken from it, and what cannot be told is said so."""
+    recorded = "SELECT count(*) FROM observation WHERE kind = 'membership'"
+    await installation.join_a_call()
+    waiting = await installation.examine()
+    before = await pool.fetchval(recorded)
+    async with installation.running(), asyncio.timeout(SECONDS):
+        await installation.examine()  # Synapse tries again as soon as a ping succeeded
+        while await pool.fetchval(recorded) == before:
+            await asyncio.sleep(0.05)
+
+    assert "skipped" == waiting.outcomes()["to_device"]
+    assert "start it" in waiting.said("to_device")
+    assert 0 == before
 
 
 async def test_tokens_of_another_registration(installation: Installation) -> None:
@@ -176,6 +239,8 @@ async def test_tokens_of_another_registration(installation: Installation) -> Non
     installation.registration["as_token"] = as_token
     installation.registration["hs_token"] = "wrong-" + "h" * 40
     no_hs_token = await installation.examine()
+    installation.registration["id"] = "another"
+    other_id = await installation.examine()
 
     needing = {"ping", "to_device", "device", "round_trip"}
     expected = {"registration": "failed", "posthog": "skipped", **dict.fromkeys(needing, "skipped")}
@@ -184,6 +249,7 @@ async def test_tokens_of_another_registration(installation: Installation) -> Non
     assert "needs registration" in no_as_token.said("round_trip")
     assert "failed" == no_hs_token.outcomes()["ping"]
     assert "another hs_token" in no_hs_token.said("ping")
+    assert "another `id`" in other_id.said("ping")
 
 
 async def test_ports(installation: Installation) -> None:
