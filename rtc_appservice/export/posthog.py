@@ -24,7 +24,7 @@ from rtc_appservice.export.events import Terms, auditor_rows
 from rtc_appservice.repeats import Repeats
 from rtc_appservice.store import outbox
 from rtc_appservice.store.outbox import OutboxRow
-from rtc_appservice.store.pool import Pool, store_errors
+from rtc_appservice.store.pool import WORK_SECONDS, Pool, lend
 from rtc_appservice.store.standing import load_standing
 
 _log = logging.getLogger("rtc_appservice.export")
@@ -170,9 +170,8 @@ class Sender:
         Raises:
             StoreUnavailable: the outbox could not be reached; leased rows come back when their lease ends.
         """
-        with store_errors():
-            async with self._pool.acquire() as conn:
-                leased = await outbox.lease(conn, BATCH_EVENTS, LEASE_SECONDS, now)
+        async with lend(self._pool, WORK_SECONDS) as conn:
+            leased = await outbox.lease(conn, BATCH_EVENTS, LEASE_SECONDS, now)
         if not leased:
             return IDLE_SECONDS
         waiting = [[each.row for each in leased]]
@@ -213,15 +212,13 @@ class Sender:
             seconds = backoff_seconds(self._failures, self._chance(), reply.retry_after_seconds)
             _log.warning("PostHog did not take the events; they wait", extra={**extra, "seconds": round(seconds, 1)})
         at = now + timedelta(seconds=seconds)
-        with store_errors():
-            async with self._pool.acquire() as conn:
-                await outbox.retry_at(conn, [row.uuid for row in rows], at)
+        async with lend(self._pool, WORK_SECONDS) as conn:
+            await outbox.retry_at(conn, [row.uuid for row in rows], at)
         return seconds
 
     async def _settle(self, how: Callable[..., Any], rows: Sequence[OutboxRow]) -> None:
-        with store_errors():
-            async with self._pool.acquire() as conn:
-                await how(conn, [row.uuid for row in rows])
+        async with lend(self._pool, WORK_SECONDS) as conn:
+            await how(conn, [row.uuid for row in rows])
 
 
 class AuditorReports:
@@ -239,17 +236,16 @@ class AuditorReports:
         """Put the reports into the outbox if their hour has come. `StoreUnavailable` may rise."""
         if now < self._due_at:
             return
-        with store_errors():
-            async with self._pool.acquire() as conn:
-                standing = await load_standing(conn, now - GAPS_SINCE)
-                rows = auditor_rows(
-                    standing,
-                    terms=self._terms,
-                    process=self._process,
-                    started_at=self._started_at,
-                    now=now,
-                )
-                await outbox.put(conn, rows, now)
+        async with lend(self._pool, WORK_SECONDS) as conn:
+            standing = await load_standing(conn, now - GAPS_SINCE)
+            rows = auditor_rows(
+                standing,
+                terms=self._terms,
+                process=self._process,
+                started_at=self._started_at,
+                now=now,
+            )
+            await outbox.put(conn, rows, now)
         self._due_at = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
 
 

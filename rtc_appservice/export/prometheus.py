@@ -5,7 +5,6 @@ Totals and gauges of the audit are read from the store for each scrape, so a res
 metrics of the process are ordinary client metrics. Everything sits on a registry of its own.
 """
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -41,7 +40,7 @@ from rtc_appservice.export.pseudonym import Pseudonyms
 from rtc_appservice.export.store_metrics import PREFIX, SINK, STORED, Description, Reading, StoreCollector
 from rtc_appservice.store.condition import load_condition
 from rtc_appservice.store.outbox import OutboxRow
-from rtc_appservice.store.pool import Pool, store_errors
+from rtc_appservice.store.pool import Pool, lend
 from rtc_appservice.store.standing import load_standing
 
 #: A transaction is acknowledged within the homeserver's patience (Synapse: a minute) or sent again.
@@ -252,13 +251,11 @@ class Metrics:
         self._count_connections()
         reading = None
         try:
-            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
-                with store_errors():
-                    async with self._pool.acquire() as conn:
-                        now = datetime.now(UTC)
-                        standing = await load_standing(conn, now - timedelta(days=1))
-                        reading = Reading(standing, await load_condition(conn, now), now)
-        except (StoreUnavailable, TimeoutError):
+            async with lend(self._pool, STORE_TIMEOUT_SECONDS) as conn:
+                now = datetime.now(UTC)
+                standing = await load_standing(conn, now - timedelta(days=1))
+                reading = Reading(standing, await load_condition(conn, now), now)
+        except StoreUnavailable:
             pass  # said by `database_up`
         encode, content_type = choose_encoder(accept)
         self._store.reading = reading

@@ -27,7 +27,7 @@ from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.transaction import now_utc
 from rtc_appservice.store.device_facts import DeviceFact, due_devices, write_facts
-from rtc_appservice.store.pool import Pool, store_errors
+from rtc_appservice.store.pool import WORK_SECONDS, Pool, lend
 
 _log = logging.getLogger("rtc_appservice.intake")
 #: mautrix logs requests with their bodies: nothing below critical may come out.
@@ -112,14 +112,12 @@ def _table(source: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 async def refresh(pool: Pool, homeserver_id: int, ask: Ask, is_signed: IsSigned, now: datetime) -> int:
     """Ask about devices that are due, write what was said, give how many they were. No connection is held meanwhile."""
-    with store_errors():
-        async with pool.acquire() as conn:
-            devices = await due_devices(conn, homeserver_id, now - FRESH, AT_ONCE)
+    async with lend(pool, WORK_SECONDS) as conn:
+        devices = await due_devices(conn, homeserver_id, now - FRESH, AT_ONCE)
     if devices:
         facts = facts_of(devices, await ask(devices), is_signed)
-        with store_errors():
-            async with pool.acquire() as conn:
-                await write_facts(conn, homeserver_id, facts, now)
+        async with lend(pool, WORK_SECONDS) as conn:
+            await write_facts(conn, homeserver_id, facts, now)
     return len(devices)
 
 

@@ -28,7 +28,7 @@ from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.transaction import now_utc
 from rtc_appservice.store.device_facts import load_platforms
 from rtc_appservice.store.notices import mark_posted, posted_about, split_calls
-from rtc_appservice.store.pool import Pool, store_errors
+from rtc_appservice.store.pool import WORK_SECONDS, Pool, lend
 from rtc_appservice.store.sessions import load_calls
 
 _log = logging.getLogger("rtc_appservice.intake")
@@ -97,27 +97,24 @@ def transaction_id(notice: Notice) -> str:
 
 async def post_due(pool: Pool, homeserver_id: int, post: Post, now: datetime, *, weekly: bool) -> int:
     """Post what is due and was not posted before; give how many. No connection is held while posting."""
-    with store_errors():
-        async with pool.acquire() as conn:
-            calls = await split_calls(conn, homeserver_id)
-            subjects = [*(call.call_id for call in calls), notices.week_of(now)]
-            posted = await posted_about(conn, homeserver_id, subjects)
+    async with lend(pool, WORK_SECONDS) as conn:
+        calls = await split_calls(conn, homeserver_id)
+        subjects = [*(call.call_id for call in calls), notices.week_of(now)]
+        posted = await posted_about(conn, homeserver_id, subjects)
     due = notices.alarms(calls, posted)
     if weekly and notices.weekly_id(now) not in posted:
         due.append(await _summary(pool, homeserver_id, now))
     for notice in due:
         await post(notice)
-        with store_errors():
-            async with pool.acquire() as conn:
-                await mark_posted(conn, homeserver_id, notice.notice_id, now)
+        async with lend(pool, WORK_SECONDS) as conn:
+            await mark_posted(conn, homeserver_id, notice.notice_id, now)
     return len(due)
 
 
 async def _summary(pool: Pool, homeserver_id: int, now: datetime) -> Notice:
-    with store_errors():
-        async with pool.acquire() as conn:
-            calls = await load_calls(conn, now - notices.SUMMARY_SPAN, homeserver_id)
-            calls = with_platforms(calls, await load_platforms(conn, homeserver_id))
+    async with lend(pool, WORK_SECONDS) as conn:
+        calls = await load_calls(conn, now - notices.SUMMARY_SPAN, homeserver_id)
+        calls = with_platforms(calls, await load_platforms(conn, homeserver_id))
     # Weeks of calls take a while to go through; intake goes on meanwhile.
     return notices.weekly(await asyncio.to_thread(assess, calls, now), len(calls), now)
 

@@ -18,8 +18,11 @@ else:
     Connection = asyncpg.Connection | PoolConnectionProxy
     Pool = asyncpg.Pool
 
-#: No statement of ours runs that long; one that does has lost its server.
+#: No statement of ours runs that long; one that does has lost its server. If that is stopped rather than gone, it takes
+#: as long again: the driver asks it to end the statement, and waits for that. Where that is too long, see `lend`.
 STATEMENT_TIMEOUT_SECONDS = 60.0
+#: What a part of the service that nobody waits for has a connection for at most, for a few statements.
+WORK_SECONDS = 60.0
 #: A first connection that takes longer is a database that does not answer.
 CONNECT_TIMEOUT_SECONDS = 10.0
 

@@ -19,7 +19,7 @@ from rtc_appservice.errors import InputError, StoreUnavailable
 from rtc_appservice.store import outbox, pages, sessions
 from rtc_appservice.store.condition import load_condition
 from rtc_appservice.store.homeservers import load_homeservers
-from rtc_appservice.store.pool import Pool, store_errors
+from rtc_appservice.store.pool import Pool, lend
 from rtc_appservice.view.access import Access, Names
 from rtc_appservice.view.charts import share_line, stacked_bars
 from rtc_appservice.view.health import Readiness, why_not_ready
@@ -33,6 +33,8 @@ from rtc_appservice.view.timeline import draw
 PAGE = 50
 #: Pages made at the same time: the connections of the pool are there for the intake first.
 AT_ONCE = 2
+#: A page whose database takes longer than this, the wait for a connection included, says so.
+PAGE_SECONDS = 10.0
 #: The windows that the overview offers, in days.
 WINDOWS = (7, 28, 90)
 
@@ -85,8 +87,7 @@ class Pages:
                 raise
             try:
                 async with self._turns:
-                    with store_errors():
-                        text = await make(request, names)
+                    text = await make(request, names)
             except InputError as error:
                 status, text = 404, _page("error.html", request, names, title="Not found", message=str(error))
             except StoreUnavailable:
@@ -101,7 +102,7 @@ class Pages:
     async def _overview(self, request: web.Request, names: Names) -> str:
         days = next((days for days in WINDOWS if str(days) == request.query.get("days")), 28)
         now = datetime.now(UTC)
-        async with self._pool.acquire() as conn:
+        async with lend(self._pool, PAGE_SECONDS) as conn:
             homeservers = await load_homeservers(conn)
             homeserver = request.query.get("homeserver") or None
             asked = {name: number for name, number in homeservers.items() if homeserver in (None, name)}
@@ -124,7 +125,7 @@ class Pages:
             sort=query.get("sort", "") if query.get("sort") in pages.SORTS else "started",
             ascending=query.get("order") == "ascending",
         )
-        async with self._pool.acquire() as conn:
+        async with lend(self._pool, PAGE_SECONDS) as conn:
             now = datetime.now(UTC)
             calls, total = await pages.list_calls(conn, asked, limit=PAGE, offset=PAGE * (number - 1), now=now)
         kept = {
@@ -149,13 +150,13 @@ class Pages:
     async def _call(self, request: web.Request, names: Names) -> str:
         call_id = request.match_info["call_id"]
         now = datetime.now(UTC)
-        async with self._pool.acquire() as conn:
+        async with lend(self._pool, PAGE_SECONDS) as conn:
             found = await sessions.find_calls(conn, call_id)
         if len(found) != 1:
             raise InputError("There is no such call; it may be gone by retention, or have another id since.")
         told = None
         with suppress(InputError):
-            told = await explain_call(self._pool, found[0].report.call_id, self._settings)
+            told = await explain_call(self._pool, found[0].report.call_id, self._settings, seconds=PAGE_SECONDS)
         call = found[0].report if told is None else told.call
         return _page(
             "call.html",
@@ -173,14 +174,14 @@ class Pages:
 
     async def _rooms(self, request: web.Request, names: Names) -> str:
         number = _number(request.query)
-        async with self._pool.acquire() as conn:
+        async with lend(self._pool, PAGE_SECONDS) as conn:
             rooms, total = await pages.list_rooms(conn, limit=PAGE, offset=PAGE * (number - 1))
         return _page("rooms.html", request, names, title="Rooms", rooms=rooms, kept={}, **_place(number, total))
 
     async def _room(self, request: web.Request, names: Names) -> str:
         room_key, number = int(request.match_info["room_key"]), _number(request.query)
         asked, now = pages.CallFilter(room_key=room_key), datetime.now(UTC)
-        async with self._pool.acquire() as conn:
+        async with lend(self._pool, PAGE_SECONDS) as conn:
             rooms, _ = await pages.list_rooms(conn, limit=1, room_key=room_key)
             if not rooms:
                 raise InputError("There is no such room, or no RTC event was seen in it.")
@@ -197,7 +198,7 @@ class Pages:
         now = datetime.now(UTC)
         if why is not None:
             return _page("health.html", request, names, title="Health", why=why, now=now, condition=None)
-        async with self._pool.acquire() as conn:
+        async with lend(self._pool, PAGE_SECONDS) as conn:
             condition = await load_condition(conn, now)
             streams = {stream.homeserver: stream for stream in await pages.load_streams(conn)}
             pending = await outbox.pending(conn)
@@ -214,7 +215,7 @@ class Pages:
         )
 
     async def _homeservers(self) -> dict[str, int]:
-        async with self._pool.acquire() as conn:
+        async with lend(self._pool, PAGE_SECONDS) as conn:
             return {str(name): number for name, number in (await load_homeservers(conn)).items()}
 
 

@@ -14,27 +14,29 @@ from rtc_appservice.store.crypto import own_devices
 from rtc_appservice.store.device_facts import load_platforms
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.observations import load_room
-from rtc_appservice.store.pool import Connection, Pool, store_errors
+from rtc_appservice.store.pool import WORK_SECONDS, Connection, Pool, lend
 from rtc_appservice.store.projection import first_overlapping
 from rtc_appservice.store.sessions import StoredCall, find_calls, load_to_device_seen
 
 
-async def explain_call(pool: Pool, prefix: str, settings: Settings) -> CallExplanation:
+async def explain_call(
+    pool: Pool, prefix: str, settings: Settings, *, seconds: float = WORK_SECONDS
+) -> CallExplanation:
     """
     Tell the call whose id begins with `prefix`, worked out anew from its observations.
 
     Raises:
+        StoreUnavailable: if the database takes longer than `seconds`.
         InputError: if there is no such call, several, or its observations are gone by retention.
     """
-    with store_errors():
-        async with pool.acquire() as conn:
-            found = await find_calls(conn, prefix)
-            if not found:
-                raise InputError(f"There is no call {prefix} in the database; `rtc-appservice report` lists their ids")
-            if len(found) > 1:
-                raise InputError(f"Several calls begin with {prefix}; give more of the id")
-            history = await _history(conn, found[0])
-            platforms = await load_platforms(conn, found[0].homeserver_id)
+    async with lend(pool, seconds) as conn:
+        found = await find_calls(conn, prefix)
+        if not found:
+            raise InputError(f"There is no call {prefix} in the database; `rtc-appservice report` lists their ids")
+        if len(found) > 1:
+            raise InputError(f"Several calls begin with {prefix}; give more of the id")
+        history = await _history(conn, found[0])
+        platforms = await load_platforms(conn, found[0].homeserver_id)
     told = explain(history, found[0].report.call_id, settings)
     if told is None:
         raise InputError(f"The observations of call {prefix} are gone (retention); its report is all that is left")
