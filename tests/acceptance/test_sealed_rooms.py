@@ -135,8 +135,10 @@ async def test_events_are_read_again_when_their_session_comes(homeserver: Homese
 async def test_enters_no_room_by_itself(homeserver: Homeserver, pool: Pool) -> None:
     """An invitation by somebody who may not is not followed; what a command asks for is, and leaving ends it."""
     address, path, port = homeserver
-    settings = {"invited_by": ("@somebody:else.test",)}
-    async with running_service(pool, address, path, port, **settings) as service, sender(address, "stranger") as alice:
+    async with (
+        running_service(pool, address, path, port, invited_by=("@somebody:else.test",)) as service,
+        sender(address, "stranger") as alice,
+    ):
         refused, asked = await alice.make_room(), await alice.make_room()
         async with pool.acquire() as conn:
             await want_room(conn, service.intake.homeserver_id, asked, wanted=True)
@@ -255,6 +257,7 @@ async def test_calls_it_is_invited_to(
 
     assert (Verdict.ROOM_EVENT, 4) == (report.verdict, report.distributions.room_event)
     assert (coverage,) == report.coverage
+    assert (True, True) == (report.beginning_seen, report.encrypted_room)  # the registration shows every room
     assert evidence == {distribution.evidence for distribution in session.distributions}
 
 
