@@ -198,7 +198,7 @@ async def save_megolm_sessions(
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
         ON CONFLICT (homeserver_id, room_id, session_id)
         DO UPDATE SET pickle = excluded.pickle, first_index = excluded.first_index,
-                      device_id = excluded.device_id, trust = excluded.trust
+                      device_id = excluded.device_id, trust = excluded.trust, received_at = excluded.received_at
         WHERE megolm_session.sender_key = excluded.sender_key AND megolm_session.first_index > excluded.first_index
         """,
         [
@@ -276,12 +276,14 @@ async def save_taken(conn: Connection, homeserver_id: int, message_ids: Collecti
 
 
 async def readable_now(conn: Connection, homeserver_id: int, limit: int) -> list[UnreadRow]:
-    """Give unread events whose session has come since."""
+    """Give unread events whose session has come since, or has come again from an earlier index."""
     rows = await conn.fetch(
         """
         SELECT event_id, room_id, session_id, event_at, reason FROM crypto.unread_event
         JOIN crypto.megolm_session USING (homeserver_id, room_id, session_id)
-        WHERE homeserver_id = $1 AND waiting AND reason = 'missing_session' ORDER BY noted_at, event_id LIMIT $2
+        WHERE homeserver_id = $1 AND waiting
+          AND (reason = 'missing_session' OR (reason = 'before_session' AND received_at > noted_at))
+        ORDER BY noted_at, event_id LIMIT $2
         """,
         homeserver_id,
         limit,

@@ -63,7 +63,8 @@ async def note_unread(
             INSERT INTO crypto.unread_event
                 (homeserver_id, noted_at, event_id, room_id, session_id, event_at, reason)
             SELECT $1, $2, * FROM unnest($3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[])
-            ON CONFLICT (homeserver_id, event_id) DO UPDATE SET reason = excluded.reason, waiting = true
+            ON CONFLICT (homeserver_id, event_id)
+            DO UPDATE SET reason = excluded.reason, noted_at = excluded.noted_at, waiting = true
             RETURNING homeserver_id, room_id, session_id, reason, xmax = 0 AS is_new
         )
         SELECT reason, code FROM noted LEFT JOIN crypto.withheld_session USING (homeserver_id, room_id, session_id)

@@ -62,6 +62,29 @@ async def test_read_later(device: ReadingDevice) -> None:
     assert {"missing_session": 1} == await device.waiting()
 
 
+async def test_a_session_from_an_earlier_index(device: ReadingDevice, conn: Connection) -> None:
+    """An event from before its session waits until the session comes from before it; until then it is not tried."""
+    whole, event, rest = device.alice.megolm_key(), device.alice.room_key(0), device.alice.megolm_key()
+    number = device.intake.homeserver_id
+    await device.take(body(rest))
+    device.clock.advance(1)
+    await device.take(body(events=(event,)))
+    before = await crypto.readable_now(conn, number, 10)
+    device.clock.advance(1)
+    await device.take(body(whole))
+    after = await crypto.readable_now(conn, number, 10)
+    await device.read_again(event)
+
+    assert [] == before
+    assert [event["event_id"]] == [one.event_id for one in after]
+    assert [] == await crypto.readable_now(conn, number, 10)
+    assert {
+        "events_undecryptable before_session": 1,
+        "events_decrypted later": 1,
+        "to_device_decrypted": 2,
+    } == await device.totals()
+
+
 async def test_read_again_in_vain(device: ReadingDevice) -> None:
     """An event that cannot be opened the second time either waits on, and is no second one."""
     event = device.alice.room_key(0)
