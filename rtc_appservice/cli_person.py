@@ -137,7 +137,7 @@ def _as_json(user_id: UserId, held: "Held") -> dict[str, Any]:
         "tables": tables,
         "olm_sessions": held.olm_sessions,
         "megolm_sessions": held.megolm_sessions,
-        "unread_events": held.unread_events,
+        "unread_events": list(held.unread_events),
         "outbox_events": held.outbox,
         "posthog": {
             "users": held.exported.users,

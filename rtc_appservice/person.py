@@ -63,7 +63,7 @@ class Held:
     room_ids: Mapping[int, str]
     olm_sessions: int  #: by which the service's own device reads the user's
     megolm_sessions: int
-    unread_events: Sequence[str]  #: that the device could not open
+    unread_events: Mapping[str, str]  #: that the device could not open, each with its session
     outbox: int  #: events about the user that wait to be sent
     exported: Exported
     devices: frozenset[str] = field(default_factory=frozenset)
@@ -243,9 +243,10 @@ async def _forget(conn: Connection, tombstones: Tombstones, projector: Projector
     await person.write_devices(conn, number, devices)
     await _forget_queued(conn, tombstones, held, terms)
     bodies = [row["body"] for row in held.tables["observation"]]
-    own = [row["identity"] for row in held.tables["observation"] if row["body"].get("sender") == user_id]
     olm, _ = await _sessions(conn, number, user_id, _own_keys(user_id, bodies), terms)
-    await person.drop_sessions(conn, number, user_id, olm, own)
+    await person.drop_sessions(conn, number, user_id, olm)
+    sessions = {event_id: (old, tombstones.alias(old)) for event_id, old in held.unread_events.items()}
+    await person.write_unread(conn, number, sessions)
     await person.release_rooms(conn, room_keys)
     return held.records
 

@@ -1,5 +1,6 @@
 """A user is told what is held, and forgotten: nothing names the user any more, and nothing else changes."""
 
+import asyncio
 import json
 import logging
 from dataclasses import replace
@@ -19,7 +20,9 @@ from rtc_appservice.person import Held, Terms, find, forget
 from rtc_appservice.projector import Projector, replay
 from rtc_appservice.store import crypto, outbox
 from rtc_appservice.store.notices import mark_posted, posted_about
+from rtc_appservice.store.person import TABLES
 from rtc_appservice.store.pool import Pool
+from rtc_appservice.store.undecryptable import load_undecryptable
 
 from .test_projector import HOMESERVER, SCENARIOS, SECRET, Service, read
 
@@ -246,14 +249,28 @@ async def test_the_device_of_the_service(pool: Pool) -> None:
         await conn.execute(
             """
             INSERT INTO crypto.unread_event (homeserver_id, event_id, room_id, session_id, reason, noted_at)
-            VALUES ($1, $2, '!a', 'megolm of', 'missing_session', $3)
+            VALUES ($1, $2, '!a', 'the same session', 'missing_session', $3),
+                ($1, '$later', '!a', 'the same session', 'missing_session', $3)
             """,
             number,
             row["identity"],
             service.now,
         )
+        await conn.execute(
+            """
+            INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, code, noted_at)
+            VALUES ($1, '!a', 'the same session', 'm.unverified', $2)
+            """,
+            number,
+            service.now,
+        )
+        (before,) = (await load_undecryptable(conn, number, [row["identity"]])).values()
     (found,) = await held(service, user_id)
-    assert (1, 1, [row["identity"]]) == (found.olm_sessions, found.megolm_sessions, found.unread_events)
+    assert (1, 1, {row["identity"]: "the same session"}) == (
+        found.olm_sessions,
+        found.megolm_sessions,
+        found.unread_events,
+    )
     assert "PICKLE" not in repr(found)
 
     await forgotten(service, user_id)
@@ -262,9 +279,77 @@ async def test_the_device_of_the_service(pool: Pool) -> None:
     assert 1 == len(left["crypto.olm_session"]) == len(left["crypto.megolm_session"])
     assert "another key" in left["crypto.olm_session"][0]
     async with pool.acquire() as conn:
-        assert not await conn.fetchval("SELECT waiting FROM crypto.unread_event")
+        (event,) = await conn.fetch("SELECT * FROM crypto.unread_event WHERE event_id = $1", row["identity"])
+        assert (False, True) == (event["waiting"], event["session_id"] != "the same session")
+        assert [before] == list((await load_undecryptable(conn, number, [row["identity"]])).values())
+        assert await conn.fetchval("SELECT waiting FROM crypto.unread_event WHERE session_id = 'the same session'")
     with pytest.raises(InputError, match="own device"):
         await forgotten(service, UserId("@auditor:lab.test"))
+
+
+async def test_while_the_service_works(pool: Pool) -> None:
+    """Transactions come and rooms are projected meanwhile: nobody waits for ever, and nothing is told twice."""
+    service = await Service.open(pool)
+    intakes = read("smart-switch")
+    waiting = iter(intakes)
+    while not any(len(users_of([call])) > 1 for call in await service.calls()):
+        await service.take(next(waiting))
+        await service.project()
+    (user_id, *_) = users_of(await service.calls())
+
+    async def work() -> None:
+        for intake in waiting:
+            await service.take(intake)
+            await service.project()
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(work(), forgotten(service, user_id))
+    await service.settle(intakes)
+
+    now = await service.dump()
+    assert 0 == (await replay(pool, service.projector, service.now)).failed
+    assert now == await service.dump()
+
+
+#: Tables that name no user, whatever is in them.
+OF_NOBODY = {
+    "alembic_version",
+    "crypto.megolm_index",
+    "crypto.room",
+    "crypto.taken_message",
+    "crypto.unread_message",
+    "dirty_room",
+    "gap",
+    "homeserver",
+    "observation_identity",
+    "projection",
+    "rollup",
+    "room",
+    "stream",
+}
+#: Tables that do, but not by an id that is looked for: outbox by pseudonyms, notices by findings, crypto by keys.
+LOOKED_AFTER = {
+    "crypto.device",
+    "crypto.megolm_session",
+    "crypto.olm_session",
+    "crypto.unread_event",
+    "crypto.withheld_session",
+    "notice",
+    "outbox",
+}
+
+
+async def test_every_table_was_thought_of(pool: Pool) -> None:
+    """A new one stands in one of these lists, or is looked through."""
+    async with pool.acquire() as conn:
+        rows = await conn.fetch(
+            """
+            SELECT replace(format('%I.%I', schemaname, tablename), 'public.', '') AS name FROM pg_tables
+            WHERE schemaname IN ('public', 'crypto') AND tablename !~ '_(default|p[0-9]{8})$'
+            """
+        )
+
+    assert {row["name"] for row in rows} == OF_NOBODY | LOOKED_AFTER | set(TABLES)
 
 
 def masked(call: CallReport) -> dict[str, Any]:

@@ -37,13 +37,22 @@ async def due_devices(conn: Connection, homeserver_id: int, before: datetime, li
 
 
 async def write_facts(conn: Connection, homeserver_id: int, facts: Collection[DeviceFact], at: datetime) -> None:
-    """Write facts as of now. What is not told any more stays: a device that logged out was what it was."""
+    """
+    Write facts as of now. What is not told any more stays: a device that logged out was what it was.
+
+    Of a device that is in no recent call nothing is written: its user was forgotten while the homeserver was asked.
+    """
     # In one order everywhere, so that two replicas that write the same devices wait and never deadlock.
     ordered = sorted(facts, key=lambda fact: (fact.user_id, fact.device_id))
     await conn.execute(
         """
         INSERT INTO device_fact AS known (homeserver_id, user_id, device_id, platform, cross_signed, fetched_at)
-        SELECT $1, *, $2 FROM unnest($3::text[], $4::text[], $5::text[], $6::boolean[])
+        SELECT $1, told.*, $2 FROM unnest($3::text[], $4::text[], $5::text[], $6::boolean[])
+            AS told (user_id, device_id, platform, cross_signed)
+        WHERE EXISTS (
+            SELECT FROM stint WHERE homeserver_id = $1 AND stint.user_id = told.user_id
+                AND stint.device_id = told.device_id
+        )
         ON CONFLICT (homeserver_id, user_id, device_id) DO UPDATE
         SET platform = CASE excluded.platform WHEN 'unknown' THEN known.platform ELSE excluded.platform END,
             cross_signed = coalesce(excluded.cross_signed, known.cross_signed), fetched_at = excluded.fetched_at

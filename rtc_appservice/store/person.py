@@ -85,14 +85,17 @@ async def olm_sender_keys(conn: Connection, homeserver_id: int) -> list[str]:
     return [row["sender_key"] for row in rows]
 
 
-async def unread_events(conn: Connection, homeserver_id: int, event_ids: Collection[str]) -> list[str]:
-    """Give those of some events that could not be opened."""
+async def unread_events(conn: Connection, homeserver_id: int, event_ids: Collection[str]) -> dict[str, str]:
+    """Give those of some events that could not be opened, each with the session it was sealed in."""
     rows = await conn.fetch(
-        "SELECT event_id FROM crypto.unread_event WHERE homeserver_id = $1 AND event_id = ANY($2::text[]) ORDER BY 1",
+        """
+        SELECT event_id, session_id FROM crypto.unread_event
+        WHERE homeserver_id = $1 AND event_id = ANY($2::text[]) ORDER BY event_id
+        """,
         homeserver_id,
         list(event_ids),
     )
-    return [row["event_id"] for row in rows]
+    return {row["event_id"]: row["session_id"] for row in rows}
 
 
 async def queued_events(conn: Connection, pseudonyms: Collection[str]) -> dict[UUID, dict[str, Any]]:
@@ -254,15 +257,40 @@ async def write_queued(conn: Connection, properties: Mapping[UUID, Mapping[str, 
     )
 
 
-async def drop_sessions(
-    conn: Connection, homeserver_id: int, user_id: UserId, sender_keys: Collection[str], event_ids: Collection[str]
-) -> None:
-    """Drop the sessions with a user's devices; what of the user's could not be opened is not tried again."""
-    await conn.execute(
-        "UPDATE crypto.unread_event SET waiting = false WHERE homeserver_id = $1 AND event_id = ANY($2::text[])",
+async def write_unread(conn: Connection, homeserver_id: int, sessions: Mapping[str, tuple[str, str]]) -> None:
+    """
+    Give events that could not be opened other sessions, by event as (old, new) session; they are not tried again.
+
+    Why a session is withheld is known of the new one as well. Later events may be sealed in the old one.
+    """
+    named = (
         homeserver_id,
-        list(event_ids),
+        list(sessions),
+        [old for old, _ in sessions.values()],
+        [new for _, new in sessions.values()],
     )
+    await conn.execute(
+        """
+        INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, code, noted_at)
+        SELECT DISTINCT homeserver_id, room_id, new_session, code, noted_at
+        FROM unnest($2::text[], $3::text[], $4::text[]) AS renamed (event_id, old_session, new_session)
+        JOIN crypto.withheld_session AS known ON known.session_id = old_session
+        WHERE homeserver_id = $1
+        """,
+        *named,
+    )
+    await conn.execute(
+        """
+        UPDATE crypto.unread_event AS known SET session_id = new_session, waiting = false
+        FROM unnest($2::text[], $3::text[], $4::text[]) AS renamed (event_id, old_session, new_session)
+        WHERE homeserver_id = $1 AND known.event_id = renamed.event_id AND known.session_id = old_session
+        """,
+        *named,
+    )
+
+
+async def drop_sessions(conn: Connection, homeserver_id: int, user_id: UserId, sender_keys: Collection[str]) -> None:
+    """Drop the sessions with a user's devices."""
     await conn.execute(
         """
         WITH dropped AS (
