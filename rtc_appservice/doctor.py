@@ -17,6 +17,7 @@ from rtc_appservice import registration
 from rtc_appservice.config import Config
 from rtc_appservice.config_file import load_config
 from rtc_appservice.core import installation as judge
+from rtc_appservice.core import reachability
 from rtc_appservice.core.installation import Answer, Check, Listening, Outcome
 from rtc_appservice.core.keyed import Keyed
 from rtc_appservice.core.model import DeviceId, ServerName, UserId
@@ -171,18 +172,18 @@ class _Examination:
         address = self.config.homeserver.address
         # Without the token: Synapse refuses even this to one that it does not know.
         self.versions = await ask(self.server.open_client(), "GET", address + VERSIONS)
-        return judge.judge_homeserver(address, self.versions)
+        return reachability.judge_homeserver(address, self.versions)
 
     async def _registration(self) -> Check:
         answer = await self.server.ask("GET", WHOAMI)
-        return judge.judge_registration(answer, self.sender, str(self.config.appservice.registration))
+        return reachability.judge_registration(answer, self.sender, str(self.config.appservice.registration))
 
     # --- what reaches the service --------------------------------------------------------------
 
     async def _ping(self) -> Check:
         own = self.config.appservice
         self.listening = await who_listens(self.server.open_client(), own.hostname, own.port, self.registered.hs_token)
-        if fault := judge.judge_port(self.listening, own.port, find_owner(own.port)):
+        if fault := reachability.judge_port(self.listening, own.port, find_owner(own.port)):
             return fault
         if self.listening is Listening.HERE:
             try:
@@ -200,14 +201,14 @@ class _Examination:
                 "the service that runs does not use this database",
                 "restart it with this configuration; mind the variables of its environment",
             )
-        return judge.judge_ping(answer, self.listening, arrived, own.address, self.versions)
+        return reachability.judge_ping(answer, self.listening, arrived, own.address, self.versions)
 
     async def _to_device(self) -> Check:
         if not self.registered.users:
             return judge.skipped("to_device", "the registration shows no to-device messages (scope `rooms`)")
         temporary = await self._temporary()
         arrived = await temporary.send_to_itself(await self._arrival(temporary))
-        return judge.judge_to_device(
+        return reachability.judge_to_device(
             arrived=arrived,
             extensions=self.server.device_lists > 0,
             refused=self.server.refused,
@@ -244,7 +245,7 @@ class _Examination:
     async def _delayed_events(self) -> Check:
         if not self.config.auditor.enabled:
             return judge.skipped("delayed_events", "off: auditor.enabled is false")
-        return judge.judge_delayed_events(self.versions)
+        return reachability.judge_delayed_events(self.versions)
 
     async def _device(self) -> Check:
         if not self.config.auditor.enabled:

@@ -11,15 +11,17 @@ from rtc_appservice.core.installation import (
     Outcome,
     fault,
     judge_database,
-    judge_delayed_events,
     judge_device,
+    judge_posthog,
+    judge_round_trip,
+    one_line,
+)
+from rtc_appservice.core.reachability import (
+    judge_delayed_events,
     judge_homeserver,
     judge_ping,
-    judge_posthog,
     judge_registration,
-    judge_round_trip,
     judge_to_device,
-    one_line,
 )
 
 SENDER = "@rtc-auditor:example.org"
