@@ -227,6 +227,7 @@ async def _forget(conn: Connection, tombstones: Tombstones, projector: Projector
     waiting = await person.hold_envelopes(conn, number, user_id)
     room_keys = await person.hold_rooms(conn, number, user_id)
     held = await _find(conn, user_id, projector.homeserver, number, terms)
+    await person.hold_device(conn, number)
     tombstones.learn(held.devices)
     await person.write_envelopes(conn, number, {name: tombstones.body(body) for name, body in waiting.items()})
     finding_ids: dict[str, str] = {}

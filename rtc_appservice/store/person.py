@@ -131,10 +131,9 @@ async def hold_rooms(conn: Connection, homeserver_id: int, user_id: UserId) -> l
     """
     Give the rooms in which something names a user, and hold them: no projector looks at them until the end.
 
-    The partitions stay as they are, and the service's own device opens nothing meanwhile.
+    The partitions stay as they are meanwhile.
     """
     await conn.execute("SELECT pg_advisory_xact_lock($1)", MAINTENANCE_LOCK)
-    await conn.execute("SELECT FROM crypto.device WHERE homeserver_id = $1 FOR UPDATE", homeserver_id)
     naming = " UNION ".join(f"SELECT room_key FROM {table} WHERE {_condition(table)}" for table in _OF_ROOMS)  # noqa: S608
     rows = await conn.fetch(
         f"""
@@ -144,6 +143,11 @@ async def hold_rooms(conn: Connection, homeserver_id: int, user_id: UserId) -> l
         timeout=SCAN_SECONDS,
     )
     return [row["room_key"] for row in rows]
+
+
+async def hold_device(conn: Connection, homeserver_id: int) -> None:
+    """Let the service's own device open nothing until the end; taken late, since transactions wait for it."""
+    await conn.execute("SELECT FROM crypto.device WHERE homeserver_id = $1 FOR UPDATE", homeserver_id)
 
 
 async def write_envelopes(conn: Connection, homeserver_id: int, bodies: Mapping[str, Body]) -> None:
