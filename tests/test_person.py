@@ -22,8 +22,10 @@ from rtc_appservice.store import crypto, outbox
 from rtc_appservice.store.notices import mark_posted, posted_about
 from rtc_appservice.store.person import TABLES
 from rtc_appservice.store.pool import Pool
+from rtc_appservice.store.streams import open_stream
 from rtc_appservice.store.undecryptable import load_undecryptable
 
+from .test_live_rooms import played as play
 from .test_projector import HOMESERVER, SCENARIOS, SECRET, Service, read
 
 TERMS = Terms(secret=SECRET, pseudonym_rotation_days=None)
@@ -119,6 +121,30 @@ async def test_nothing_else_changes(pool: Pool, scenario: str) -> None:
     assert {query: len(rows) for query, rows in counted.items()} == {query: len(rows) for query, rows in now.items()}
     again = await replay(pool, service.projector, service.now)
     assert 0 == again.failed
+    assert now == await service.dump()
+
+
+@pytest.mark.parametrize("seed", [0, *range(1000, 1006)])
+async def test_played_rooms(pool: Pool, seed: int) -> None:
+    """The same in rooms with whatever else may happen: forged, malformed and late events, kicks, federated users."""
+    server, intakes = play(seed, rough=seed >= 1000)
+    async with pool.acquire() as conn:
+        service = Service(pool, (await open_stream(conn, server)).homeserver_id)
+    service.projector = replace(service.projector, homeserver=server)
+    for intake in intakes:
+        await service.take(intake)
+        await service.project()
+    await service.settle(intakes)
+    counted = await service.dump()
+
+    for user_id in users_of(await service.calls()):
+        async with pool.acquire() as conn:
+            await forget(conn, user_id, [server], projector_of(service), TERMS)
+        assert user_id not in json.dumps(await everything(pool), ensure_ascii=False)
+
+    now = await service.dump()
+    assert {query: len(rows) for query, rows in counted.items()} == {query: len(rows) for query, rows in now.items()}
+    assert 0 == (await replay(pool, service.projector, service.now)).failed
     assert now == await service.dump()
 
 
