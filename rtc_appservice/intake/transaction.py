@@ -178,6 +178,8 @@ class TransactionIntake:
         intake = self._read(body, received_at, watermark_at)
         if intake.observations or intake.envelopes:
             await self._store(intake, received_at)
+            if self.sealed is not None:
+                self.sealed.note_calls(intake)
         return intake
 
     async def take_beside(self, body: dict[str, Any], also: Write, *, is_snapshot: bool = False) -> Intake:

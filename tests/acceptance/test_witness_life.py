@@ -5,8 +5,11 @@ import signal
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mautrix.api import Method
+from mautrix.api import Path as ApiPath
 
 from rtc_appservice.core.stints import build_stints, in_order
 from rtc_appservice.demo.process import ProcessFailed, ServerProcess
@@ -17,6 +20,7 @@ from tests.acceptance.callers import StickyCaller, in_call, is_join, of_device, 
 from tests.acceptance.sealed_room import BOT, Sender, now_ms, running_service, sealed_synapse, sender, until
 from tests.acceptance.test_sealed_crash import configure, service_process
 
+OVER = "org.example.over"
 WITNESS = "rtc_appservice.witness"
 
 
@@ -48,6 +52,9 @@ async def test_stays_for_hours(tmp_path: Path, pool: Pool) -> None:
         await alice.call(state)
         for room_id in rooms:
             await until(partial(in_call, alice, room_id), "the device joined the call")
+        await delayed(alice, state)
+        await until(partial(has_state, alice, state), "what was sent with the same delay, and not put off, came")
+        assert [await sent(alice, room_id, 1) for room_id in rooms] == [True, True]
         clock.ahead = timedelta(minutes=55)
         await until(partial(sent, alice, sticky, 2), "the sticky membership was refreshed")
         assert await sent(alice, state, 1)
@@ -70,6 +77,19 @@ async def test_stays_for_hours(tmp_path: Path, pool: Pool) -> None:
     assert 2000 > abs(again["content"]["created_ts"] - first["origin_server_ts"])
     assert [1, 1] == [len(found) for found in stints.values()]
     assert [1, 1] == [len(found[0].refreshed_at) for found in stints.values()]
+
+
+async def delayed(caller: Sender, room_id: str) -> None:
+    """Have an event sent when the homeserver would end a membership that nobody keeps alive, and a second later."""
+    path = ApiPath.v3.rooms[room_id].state[OVER]
+    delay = {"org.matrix.msc4140.delay": str(round(1000 * (LEAVE_DELAY_SECONDS + 1)))}
+    await caller.client.api.request(Method.PUT, path, {"over": True}, query_params=delay)
+
+
+async def has_state(caller: Sender, room_id: str) -> bool:
+    """Tell whether that event is there."""
+    state: Any = await caller.client.api.request(Method.GET, ApiPath.v3.rooms[room_id].state)
+    return any(event["type"] == OVER for event in state)
 
 
 async def killed(service: ServerProcess) -> int:
