@@ -23,12 +23,14 @@ import yaml
 from rtc_appservice.core.model import DeviceId, MegolmEnvelope, Observation, RoomId, RoomKey, ServerName, ToDeviceKey
 from rtc_appservice.demo.process import ProcessFailed, ServerProcess, running
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port
+from rtc_appservice.store import totals
 from rtc_appservice.store.audited_rooms import want_room
 from rtc_appservice.store.observations import load_room
 from rtc_appservice.store.pool import Pool
 from tests.acceptance.sealed_room import Sender, sealed_synapse, sender
 
 EACH = 200
+SHARES = 5  #: Megolm sessions that are handed over
 KILLS = 6
 PATIENCE_SECONDS = 150.0
 
@@ -90,7 +92,7 @@ async def eventually(pool: Pool, query: str) -> Any:
 async def send_all(alice: Sender, room_id: RoomId, device_id: DeviceId) -> None:
     """Send the room keys and the to-device keys, with other traffic racing the latter; a new session now and then."""
     for index in range(EACH):
-        if index % 40 == 0:
+        if index % (EACH // SHARES) == 0:
             await alice.share(room_id)
         await alice.send_room_key(room_id, index)
         await asyncio.gather(
@@ -100,7 +102,7 @@ async def send_all(alice: Sender, room_id: RoomId, device_id: DeviceId) -> None:
 
 
 async def test_killed_at_random_points(tmp_path: Path, database: str, pool: Pool) -> None:
-    """Two hundred sealed events and two hundred to-device messages: each is there once, and everything was opened."""
+    """Two hundred sealed events and two hundred to-device messages: each is there and counted once, all were opened."""
     random = Random(4)  # noqa: S311 - only the moments of the kills
     async with sealed_synapse(tmp_path) as (address, path, port), sender(address, "alice") as alice:
         configure(tmp_path, database, address, path, port)
@@ -137,11 +139,17 @@ async def test_killed_at_random_points(tmp_path: Path, database: str, pool: Pool
         unopened = await conn.fetchval(
             "SELECT count(*) FROM gap WHERE reason = 'undecryptable' AND gap_id NOT LIKE '%sync%'"
         )
+        counted: Counter[str] = Counter()
+        for total in await totals.load(conn):
+            counted[" ".join((total.name, *total.labels.values()))] += total.value
 
     assert once == indexes(found, RoomKey)
     assert once == indexes(found, ToDeviceKey)
     assert [] == [o.identity for o in found if isinstance(o.body, MegolmEnvelope)]
     assert (0, 0) == (unread, unopened)
+    assert EACH == counted["events_decrypted at_once"] + counted["events_decrypted later"]
+    assert counted["events_undecryptable missing_session"] == counted["events_decrypted later"]
+    assert EACH + SHARES == counted["to_device_decrypted"]
 
 
 def lacking(found: list[Observation]) -> str:
