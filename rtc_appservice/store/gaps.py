@@ -44,7 +44,7 @@ async def load_gaps(
         since,
         room_id,
     )
-    return [_gap(row) for row in rows]
+    return [_gap(dict(row)) for row in rows]
 
 
 async def newest_gaps(
@@ -62,7 +62,7 @@ async def newest_gaps(
         since,
         limit,
     )
-    return [_gap(row) for row in rows], rows[0]["total"] if rows else 0
+    return [_gap(dict(row)) for row in rows], rows[0]["total"] if rows else 0
 
 
 def _gap(row: Mapping[str, Any]) -> Gap:
