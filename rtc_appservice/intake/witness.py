@@ -46,6 +46,7 @@ class _Part:
     form: CallForm
     membership: OwnMembership
     delay_id: str
+    tried: bool = False  #: it may have been sent: an answer can be lost
     joined_at: datetime | None = None  #: None: still to be sent
     believed_until: datetime | None = None
     alive_at: float = NEVER  #: when the leave was put off last, by the monotonic clock
@@ -79,8 +80,8 @@ class Witness:
         self._parts: dict[RoomId, _Part] = {}
         #: Since when a membership of an earlier process has been seen, by the monotonic clock.
         self._left_over: dict[RoomId, float] = {}
-        #: Until when a room that forbids is left alone.
-        self._forbidden: dict[RoomId, float] = {}
+        #: What a room forbids, and until when it is left alone.
+        self._forbidden: dict[RoomId, tuple[str, float]] = {}
         self._repeats = Repeats()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -107,7 +108,7 @@ class Witness:
         inside = room_id in self._sealed.own.rooms
         if part is None or (inside and self._is_left_alone(room_id)):
             return
-        if part.joined_at is not None:
+        if part.tried:
             try:
                 await self._calls.send(room_id, part.membership, part.membership.leave)
             except RequestFailed as error:
@@ -202,6 +203,7 @@ class Witness:
 
     async def _send(self, room_id: RoomId, part: _Part, membership: OwnMembership, now: datetime) -> bool:
         """Send a membership; tells whether the room let it in."""
+        part.tried = True
         try:
             await self._calls.send(room_id, membership, membership.content)
         except RequestFailed as error:
@@ -237,13 +239,15 @@ class Witness:
 
     def _leave_alone(self, room_id: RoomId, fault: str) -> None:
         """Say, once, what a room or the homeserver forbids, and do not try again for a while."""
-        if room_id not in self._forbidden:
+        said, _ = self._forbidden.get(room_id, ("", NEVER))
+        if said != fault:
             _log.warning(fault)
             _log.debug(fault, extra={"room_id": room_id})
-        self._forbidden[room_id] = time.monotonic() + FORBIDDEN_SECONDS
+        self._forbidden[room_id] = fault, time.monotonic() + FORBIDDEN_SECONDS
 
     def _is_left_alone(self, room_id: RoomId) -> bool:
-        return self._forbidden.get(room_id, NEVER) > time.monotonic()
+        _, until = self._forbidden.get(room_id, ("", NEVER))
+        return until > time.monotonic()
 
     async def _try(self, doing: Awaitable[None], fault: str) -> None:
         """Do what the homeserver or the database may refuse; one that hangs must not keep the others from living on."""

@@ -14,6 +14,7 @@ from mautrix.api import Path as ApiPath
 from rtc_appservice.core.model import Membership, RoomId, ToDeviceKey
 from rtc_appservice.demo import synapse
 from rtc_appservice.intake.call_api import CallApi
+from rtc_appservice.intake.call_form import OwnMembership
 from rtc_appservice.store.audited_rooms import want_room, want_witness
 from rtc_appservice.store.pool import Pool
 from tests.acceptance.callers import (
@@ -157,6 +158,28 @@ async def test_leaves_when_told(homeserver: Homeserver, pool: Pool, how: str) ->
             await until(lambda: room_id not in service.auditor.own.rooms, "the device left the room")
 
         assert (how != "room removed") is (room_id in service.auditor.own.rooms)
+
+
+async def test_leaves_though_the_answer_to_its_join_was_lost(
+    homeserver: Homeserver, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it joined it does not know then: it may be shown as a member, so it says that it is none."""
+
+    async def lost(api: CallApi, room_id: RoomId, membership: OwnMembership, content: Any, **options: Any) -> Any:
+        answer = await send(api, room_id, membership, content, **options)
+        if content == membership.content:
+            raise TimeoutError
+        return answer
+
+    send = CallApi.send
+    monkeypatch.setattr(CallApi, "send", lost)
+    address, path, port = homeserver
+    async with sender(address, "lossy") as alice, running_service(pool, address, path, port) as service:
+        room_id = await asked_into(service, alice)
+        await alice.call(room_id)
+        await until(lambda: in_call(alice, room_id), "the device joined the call")
+        await alice.call(room_id, live=False)
+        await until(lambda: was_in_call(alice, room_id), "the device left with the last")
 
 
 async def test_goes_when_it_is_put_out(homeserver: Homeserver, pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
