@@ -13,7 +13,7 @@ from typing import Any
 from rtc_appservice.core.fields import is_id
 from rtc_appservice.core.model import Membership, RoomId, UserId
 from rtc_appservice.core.wire import Intake
-from rtc_appservice.intake.decrypt import Reading, messages_for, open_transaction
+from rtc_appservice.intake.decrypt import Reading, messages_for, open_transaction, sealed_events
 from rtc_appservice.intake.device_keys import Identity
 from rtc_appservice.intake.keyring import Keyring
 from rtc_appservice.intake.own_device import OwnDevice
@@ -70,6 +70,7 @@ class SealedIntake:
         self, conn: Connection, body: dict[str, Any], identities: Mapping[UserId, Identity]
     ) -> tuple[Keyring, Reading]:
         """Open what there is for the device; its keys are held until the commit."""
+        body = self._of_its_rooms(body)
         keyring = await self.own.load(conn, body)
         # A hundred ratchet steps are some 40 ms: other transactions and probes are not kept waiting for that.
         return keyring, await asyncio.to_thread(open_transaction, body, keyring, identities)
@@ -121,6 +122,11 @@ class SealedIntake:
                 for room_id, change in self._changes({"events": [event]}):
                     if change == "leave":
                         yield room_id, event["event_id"]
+
+    def _of_its_rooms(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Leave out what is sealed in rooms it is not in: sessions are handed to who is invited, or was there, too."""
+        rooms = self.own.rooms | {room_id for room_id, change in self._changes(body) if change == "join"}
+        return {**body, "events": [event for event in sealed_events(body) if event["room_id"] in rooms]}
 
     def _changes(self, body: dict[str, Any]) -> Iterator[tuple[RoomId, str]]:
         """Yield (room, `invite`, `join`, `leave`, `witness` or `no_witness`): what events say to the device itself."""

@@ -39,6 +39,7 @@ class ReadingDevice:
             account = own.pickle(self.keys.account)
             await crypto.add_device(conn, self.intake.homeserver_id, UserId(OURS[0]), DeviceId(OURS[1]), account)
         own.identity_key = self.keys.identity_key
+        self.own = own
         own.rooms = {RoomId(ROOM)}
         self.intake.sealed = SealedIntake(self.intake.homeserver_id, own, Invitations([]), nothing_known)
 
