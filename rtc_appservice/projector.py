@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from msgspec.structs import replace
 
+from rtc_appservice.core.attribution import KEY_BEFORE_STINT
 from rtc_appservice.core.envelope import place
 from rtc_appservice.core.ledger import history_ledger
 from rtc_appservice.core.live_rooms import Basis, LiveRoom, LiveRooms
@@ -25,6 +26,7 @@ from rtc_appservice.core.model import (
     Evidence,
     Finding,
     Observation,
+    Projected,
     Redaction,
     RoomHistory,
     RoomId,
@@ -33,7 +35,8 @@ from rtc_appservice.core.model import (
     UndecryptableKey,
     UserId,
 )
-from rtc_appservice.core.rollup import increments
+from rtc_appservice.core.rollup import increments, room_increments
+from rtc_appservice.core.room_findings import day_of, settles_at
 from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.stints import in_order
 from rtc_appservice.errors import StoreUnavailable
@@ -177,13 +180,19 @@ async def _project(
     kept = projector.rooms.take(claim.room_key)
     # What is older may have lost observations to retention: it stays as it was projected.
     rebuildable_since = watermark_at - partitions.OBSERVATION_RETENTION + CONTEXT
+    first_day = day_of(rebuildable_since + timedelta(days=1))
     unsettled = await projection.oldest_unsettled(conn, claim.room_key, rebuildable_since)
+    open_since = await findings.oldest_open_of_room(conn, claim.room_key, first_day)
     reasons = [at for at in (claim.oldest_news_at, unsettled) if at is not None]
+    if open_since is not None:
+        reasons.append(day_of(open_since))
     if not reasons:
         await projection.set_due(conn, claim.room_key, None)
         return None
     since = await projection.first_overlapping(conn, claim.room_key, max(min(reasons) - CONTEXT, rebuildable_since))
-    from_at = await projection.first_overlapping(conn, claim.room_key, since - CONTEXT)
+    # What is counted by day is told of whole days; a key may come a little before its call.
+    days_since = day_of(since - KEY_BEFORE_STINT)
+    from_at = await projection.first_overlapping(conn, claim.room_key, days_since - CONTEXT)
     basis = await _basis(conn, projector, claim, from_at, watermark_at)
     if kept is not None and (
         from_at < rebuildable_since - CONTEXT  # retention takes what was kept
@@ -191,18 +200,23 @@ async def _project(
     ):
         kept = None
     room, news = await _take_news(conn, projector, claim, basis, kept)
-    calls, seen = await _project_with_history(conn, projector, room, since)
-    await _write(conn, projector, claim.room_key, since, calls, now, has_device=bool(basis.history.witnesses))
+    projected, seen = await _project_with_history(conn, projector, room, since)
+    days_since = max(days_since, first_day)
+    outside = tuple(found for found in projected.findings if claim.watched and found.at >= days_since)
+    projected = replace(projected, findings=outside)
+    has_device = bool(basis.history.witnesses)
+    await _write(conn, projector, claim.room_key, since, days_since, projected, now, has_device=has_device)
     await sessions.write_to_device_seen(conn, projector.homeserver_id, seen)
     to_enter = (*news, *room.redactions.values())
     await totals.write_ledger(
         conn, projector.homeserver_id, claim.room_key, history_ledger(to_enter), _redactions(in_order(to_enter))
     )
-    unsettled_calls = [call for call in calls if not call.report.settled]
-    last_event_at = room.projection.last_event_at or watermark_at
-    due_at = projection.look_again_at(watermark_at, last_event_at) if unsettled_calls else None
-    room.version = await projection.set_due(conn, claim.room_key, due_at)
-    return room if unsettled_calls else None
+    goes_on = any(not call.report.settled for call in projected.calls)
+    due = [settles_at(found.at, projector.settings) for found in outside if not found.settled]
+    if goes_on:
+        due.append(projection.look_again_at(watermark_at, room.projection.last_event_at or watermark_at))
+    room.version = await projection.set_due(conn, claim.room_key, min(due, default=None))
+    return room if goes_on else None
 
 
 async def _basis(
@@ -223,15 +237,15 @@ async def _basis(
     return Basis(from_at=from_at, settings=projector.settings, history=history)
 
 
-async def whole_room(conn: Connection, projector: Projector, room_key: int) -> tuple[LiveRoom, list[CallSession]]:
-    """Give a room that the caller holds, with every observation kept of it, and its calls; writes nothing."""
+async def whole_room(conn: Connection, projector: Projector, room_key: int) -> tuple[LiveRoom, Projected]:
+    """Give a room that the caller holds, with every observation kept of it, and as projected; writes nothing."""
     claim = await projection.claim_held(conn, room_key)
     watermark_at = await projection.watermark(conn, projector.homeserver_id) or LONG_AGO
     basis = await _basis(conn, projector, claim, LONG_AGO, watermark_at)
     room = LiveRoom(basis, RoomProjection(basis.settings))
     room.take(await load_room(conn, projector.homeserver, claim.room_id, room_key, LONG_AGO))
-    calls, _ = await _project_with_history(conn, projector, room, LONG_AGO)
-    return room, calls
+    projected, _ = await _project_with_history(conn, projector, room, LONG_AGO)
+    return room, projected
 
 
 async def _take_news(
@@ -259,14 +273,15 @@ async def _take_news(
 
 async def _project_with_history(
     conn: Connection, projector: Projector, room: LiveRoom, since: datetime
-) -> tuple[list[CallSession], sessions.Seen]:
+) -> tuple[Projected, sessions.Seen]:
     """
-    Give the calls that began at `since` or later, and what was seen of to-device in them.
+    Give the room with the calls that began at `since` or later, and what was seen of to-device in them.
 
     Which devices were seen to distribute by to-device before is asked as of each call's own start, so that a replay,
     which knows of later calls, decides the same.
     """
-    calls = [call for call in room.look() if call.report.started_at >= since]
+    projected = _since(room.look(), since)
+    calls = projected.calls
     seen = {
         (user_id, device_id, call.report.call_id): at
         for call in calls
@@ -282,8 +297,12 @@ async def _project_with_history(
     if as_of != room.to_device_history_of:
         room.to_device_history_of = as_of
         room.projection.begin_anew()
-        calls = [call for call in room.look() if call.report.started_at >= since]
-    return calls, seen
+        projected = _since(room.look(), since)
+    return projected, seen
+
+
+def _since(projected: Projected, since: datetime) -> Projected:
+    return replace(projected, calls=tuple(call for call in projected.calls if call.report.started_at >= since))
 
 
 def _as_of(seen: sessions.Seen, call: CallSession) -> Mapping[tuple[UserId, DeviceId], datetime]:
@@ -303,20 +322,23 @@ async def _write(
     projector: Projector,
     room_key: int,
     since: datetime,
-    calls: Sequence[CallSession],
+    days_since: datetime,
+    projected: Projected,
     now: datetime,
     *,
     has_device: bool,
 ) -> None:
     """Write calls, stints and findings, and, for what is new or settled with this, totals and events to send."""
-    homeserver_id = projector.homeserver_id
+    homeserver_id, calls = projector.homeserver_id, projected.calls
     known = await sessions.known_calls(conn, room_key, since)
     gone = known.keys() - {call.report.call_id for call in calls}
     await sessions.remove_calls(conn, homeserver_id, room_key, since, gone)
     await sessions.write_calls(conn, homeserver_id, room_key, calls)
     await sessions.write_stints(conn, homeserver_id, room_key, calls, gone)
-    found: dict[CallId, Sequence[Finding]] = {call.report.call_id: call.report.findings for call in calls}
-    settled = await findings.write_findings(conn, homeserver_id, room_key, since, found, gone)
+    found: dict[CallId | None, Sequence[Finding]] = {call.report.call_id: call.report.findings for call in calls}
+    found[None] = projected.findings
+    settled = await findings.write_findings(conn, homeserver_id, room_key, since, found, gone, days_since=days_since)
+    await totals.add(conn, homeserver_id, room_increments(settled.get(None, [])))
     rows: list[OutboxRow] = []
     for call in calls:
         call_id = call.report.call_id

@@ -29,12 +29,14 @@ from rtc_appservice.core.model import (
 from rtc_appservice.core.room_facts import room_left, state_read
 from rtc_appservice.core.session import RoomProjection, project_room
 from rtc_appservice.core.wire import Intake, TransactionReader
-from rtc_appservice.store import sessions, streams
+from rtc_appservice.store import findings, sessions, streams
 from rtc_appservice.store.gaps import record_gaps
 from rtc_appservice.store.observations import load_room
 from rtc_appservice.store.pool import Connection, Pool
 
+from .core.build import history_of
 from .fleet.plans import play
+from .fleet.test_incremental import with_strangers
 from .test_projector import HOMESERVER, PROJECTED, SCENARIOS, SECRET, Service, expected, read
 
 FOLLOWED = (
@@ -227,6 +229,25 @@ async def test_rooms_whose_state_is_read(pool: Pool) -> None:
     """A room's state is read, and the room left, before, within and after calls; whether they began unseen follows."""
     server, intakes = played(1, rough=False)
     await assert_same_as_from_the_start(pool, server, read_as_found(server, intakes, 1), 1)
+
+
+@pytest.mark.parametrize("scenario", ["smart-switch", "leave-rejoin"])
+async def test_what_belongs_to_no_call(pool: Pool, scenario: str) -> None:
+    """Keys and events outside the calls of a room, before, between and after them."""
+    history = history_of(scenario)
+    known = {one.identity for one in history.observations}
+    strange = [
+        Intake(observations=[one], newest_at=one.received_at, rtc_rooms={one.room_id})
+        for one in with_strangers(history, random.Random(1)).observations  # noqa: S311 - no secrets here
+        if one.identity not in known
+    ]
+    intakes = [intake for intake in (*read(scenario), *strange) if intake.newest_at is not None]
+    intakes.sort(key=lambda intake: intake.newest_at or history.watermark_at)
+    await assert_same_as_from_the_start(pool, HOMESERVER, intakes, 3)
+
+    async with pool.acquire() as conn:
+        found = await findings.load_of_rooms(conn)
+    assert {"stray_key", "malformed", "forged_membership"} <= {one.kind for one in found}
 
 
 @pytest.mark.parametrize(("position", "seen"), [(0.0, True), (0.5, False)])

@@ -147,7 +147,9 @@ ACTS: dict[str, Act] = {
     "load_to_device_seen": lambda c: sessions.load_to_device_seen(
         c, 1, [(UserId("@u1"), DeviceId("D"))], NOW - timedelta(days=30)
     ),
-    "write_findings": lambda c: findings.write_findings(c, 1, 1, NOW, {}, [CallId("1")]),
+    "write_findings": lambda c: findings.write_findings(c, 1, 1, NOW, {}, [CallId("1")], days_since=NOW),
+    "oldest_open_of_room": lambda c: findings.oldest_open_of_room(c, 1, NOW),
+    "load_of_rooms": findings.load_of_rooms,
     "split_calls": lambda c: notices.split_calls(c, 1),
     "load_tally": lambda c: overview.load_tally(c, [1], NOW + timedelta(days=13), NOW + timedelta(days=14)),
     "newest_gaps": lambda c: gaps.newest_gaps(c, [1], NOW, 30),

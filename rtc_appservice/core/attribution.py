@@ -16,6 +16,7 @@ from rtc_appservice.core.model import (
     DeviceTrust,
     Evidence,
     MegolmEnvelope,
+    Membership,
     Observation,
     OlmEnvelope,
     Rejected,
@@ -25,6 +26,7 @@ from rtc_appservice.core.model import (
     ToDeviceKey,
     UserId,
 )
+from rtc_appservice.core.outside import Outside
 from rtc_appservice.core.stints import CallSpan, DeviceStint
 from rtc_appservice.core.traffic import CallTraffic, Delivery, RoomKeySeen
 
@@ -46,12 +48,14 @@ class Attribution:
         room_id: RoomId,
         spans: Sequence[CallSpan],
         calls: Sequence[CallTraffic],
+        outside: Outside,
         sender_devices: Mapping[tuple[UserId, str], Device],
         settings: Settings,
     ) -> None:
-        """Take the calls of a room, in order of start, and which device sends under which Olm key."""
+        """Take the calls of a room, in order of start, what belongs to none, and which device has which Olm key."""
         self._room_id = room_id
         self._calls = calls
+        self._outside = outside
         self._call_of = {id(span): call for span, call in zip(spans, calls, strict=True)}
         self._senders = sender_devices
         self._horizon = timedelta(seconds=settings.horizon_seconds)
@@ -69,8 +73,7 @@ class Attribution:
         if isinstance(body, OlmEnvelope):
             self._read_olm(observation, body)
             return
-        if isinstance(body, RoomKey | ToDeviceKey | Rejected):
-            self._count(observation, body)
+        is_counted = isinstance(body, RoomKey | ToDeviceKey | Rejected) and self._count(observation, body)
         if isinstance(body, RoomKey):
             device = (body.sender, body.device_id)
             key = RoomKeySeen(
@@ -83,14 +86,20 @@ class Attribution:
                 after_leave=False,
                 has_sent_ts=body.claimed_sent_at is not None,
             )
-            self._give(key, body.slot_id)
+            if not self._give(key, body.slot_id):
+                self._outside.take(observation)
+        elif not is_counted and isinstance(body, Rejected | Membership):
+            self._outside.take(observation)
         elif isinstance(body, MegolmEnvelope) and body.sticky_seconds is None:
             self._read_megolm(observation, body)
         elif isinstance(body, ToDeviceKey):
             self._read_to_device_key(observation, body)
+            if not is_counted:
+                self._outside.take(observation)
 
-    def _count(self, observation: Observation, body: RoomKey | ToDeviceKey | Rejected) -> None:
-        at = observation.event_at
+    def _count(self, observation: Observation, body: RoomKey | ToDeviceKey | Rejected) -> bool:
+        """Let the calls of the time count an observation; tell whether there was one."""
+        at, is_counted = observation.event_at, False
         for call in self._calls:
             span = call.span
             ended_at = span.ended_at
@@ -99,9 +108,15 @@ class Attribution:
             )
             if is_within and (not isinstance(body, ToDeviceKey) or body.slot_id == span.slot_id):
                 call.count(observation)
+                is_counted = True
+        return is_counted
 
-    def _give(self, key: RoomKeySeen, slot_id: str) -> None:
-        """Place a room key by the first rule that fits: live stint, stint about to begin, ended stint, stray."""
+    def _give(self, key: RoomKeySeen, slot_id: str) -> bool:
+        """
+        Place a room key by the first rule that fits: live stint, stint about to begin, ended stint, stray.
+
+        Tell whether there was a call to place it in.
+        """
         own = [pair for pair in self._by_device.get(key.sender, ()) if pair[1].slot_id == slot_id]
         ended = [
             (stint.left_at, stint)
@@ -118,7 +133,7 @@ class Attribution:
         if found is not None:
             key.stint = found[1]
             self._call_of[id(found[0])].add_key(key)
-            return
+            return True
         in_slot = [call for call in self._calls if call.span.slot_id == slot_id]
         going_on = next((call for call in in_slot if call.span.is_live(key.at)), None)
         if ended:
@@ -130,8 +145,10 @@ class Attribution:
             going_on.add_key(key)
         else:
             coming = next((call for call in in_slot if call.span.started_at > key.at), None)
-            if coming is not None and coming.span.started_at - key.at <= KEY_BEFORE_STINT:
-                coming.add_key(key)
+            if coming is None or coming.span.started_at - key.at > KEY_BEFORE_STINT:
+                return False
+            coming.add_key(key)
+        return True
 
     def _read_megolm(self, observation: Observation, body: MegolmEnvelope) -> None:
         """Take an unreadable event as an inferred room key if a call device sent it and its length is a key event's."""

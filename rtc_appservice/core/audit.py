@@ -27,8 +27,8 @@ from rtc_appservice.core.model import (
     UserId,
 )
 from rtc_appservice.core.opened import Opened
-from rtc_appservice.core.report import build_report
-from rtc_appservice.core.session import project_room
+from rtc_appservice.core.report import build_report, room_finding
+from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.stints import build_spans, build_stints, in_order
 from rtc_appservice.core.wire import TransactionReader
 
@@ -99,12 +99,20 @@ def audit(
         for room_id, found in observations.items()
         if room_id in watched
     ]
-    sessions = [session for history in histories for session in project_room(history, settings)]
+    projected = [(history, RoomProjection(settings).project(history)) for history in histories]
     in_history = sum(
         entry.redacted_at is None for history in histories for entry in history_ledger(history.observations)
     )
     return build_report(
-        [session.report for session in sessions], gaps=gaps, room_keys_in_history=in_history, now=watermark_at
+        [session.report for _, room in projected for session in room.calls],
+        gaps=gaps,
+        room_keys_in_history=in_history,
+        now=watermark_at,
+        findings=[
+            room_finding(found, history.homeserver, history.room_id)
+            for history, room in projected
+            for found in room.findings
+        ],
     )
 
 

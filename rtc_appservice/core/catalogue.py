@@ -119,9 +119,12 @@ FINDINGS: dict[FindingKind, Meaning] = {
         does_not_mean="the resend of an old key: js-sdk 36 does that when somebody joins during a rotation.",
     ),
     FindingKind.STRAY_KEY: Meaning(
-        rule="A room key of a device without any stint in the slot.",
+        rule=(
+            "A room key of a device without any stint in the slot. Where no call goes on in the slot, it is a finding "
+            "of the room, if the room was watched long enough to know who was in a call."
+        ),
         rests_on="the event and the memberships seen",
-        does_not_mean="an attack for certain, but one such event is enough to make a whole call fall back.",
+        does_not_mean="an attack for certain, but in a call one such event is enough to make all of it fall back.",
     ),
     FindingKind.CLAIMED_DEVICE_MISMATCH: Meaning(
         rule="A to-device key names another device than the one whose Olm key encrypted it.",
@@ -145,7 +148,10 @@ FINDINGS: dict[FindingKind, Meaning] = {
         recording="legacy-only",
     ),
     FindingKind.FORGED_MEMBERSHIP: Meaning(
-        rule="The state key of a membership names another user than its sender.",
+        rule=(
+            "The state key of a membership names another user than its sender. One that came too late to open a call "
+            "is a finding of the room."
+        ),
         rests_on="the event",
         does_not_mean="that clients were fooled: they take the sender for the member.",
     ),
@@ -155,9 +161,12 @@ FINDINGS: dict[FindingKind, Meaning] = {
         does_not_mean="an attack: an unknown dialect looks the same.",
     ),
     FindingKind.FLOOD: Meaning(
-        rule="More than 1,000 findings in one call; this one stands for the rest.",
-        rests_on="the number of findings suppressed",
-        does_not_mean="that nothing else happened.",
+        rule=(
+            "More than 1,000 findings in one room on one day (UTC), those of all its calls and of the room itself; the "
+            "first 1,000 by time are told, and this one stands for the rest (`suppressed`)."
+        ),
+        rests_on="the number of findings suppressed; it has their weakest grade",
+        does_not_mean="that nothing else happened: fallbacks, obligations and the history ledger count all of it.",
     ),
 }
 

@@ -21,6 +21,7 @@ from rtc_appservice.core.model import (
     Settings,
 )
 from rtc_appservice.core.obligations import ObligationGroup, obligations
+from rtc_appservice.core.room_findings import within_limit
 from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.stints import DeviceStint
 
@@ -64,16 +65,18 @@ def explain(history: RoomHistory, call_id: CallId, settings: Settings | None = N
     settings = settings or Settings()
     projection = RoomProjection(settings)
     projection.feed(history.observations)
-    for call, view in projection.looked_at(history):
-        if call.call_id == call_id:
-            session = call.session(view)
-            groups = obligations(call.traffic, call.analyse(view).sight)
-            timeline = _timeline(session, call.traffic.span.stints)
-            return CallExplanation(
-                call=session.report,
-                timeline=tuple(sorted(timeline, key=lambda entry: (entry.at, entry.what, str(entry.device)))),
-                owed=tuple(sorted(_owed(groups), key=lambda key: (key.owed_at, str(key.sender), str(key.recipient)))),
-            )
+    with projection.looked_at(history) as look:
+        for call, view in look.calls:
+            if call.call_id == call_id:
+                (session,) = within_limit([call.session(view)], [], history, settings).calls
+                groups = obligations(call.traffic, call.analyse(view).sight)
+                timeline = _timeline(session, call.traffic.span.stints)
+                owed = sorted(_owed(groups), key=lambda key: (key.owed_at, str(key.sender), str(key.recipient)))
+                return CallExplanation(
+                    call=session.report,
+                    timeline=tuple(sorted(timeline, key=lambda entry: (entry.at, entry.what, str(entry.device)))),
+                    owed=tuple(owed),
+                )
     return None
 
 

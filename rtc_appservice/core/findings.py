@@ -33,8 +33,6 @@ from rtc_appservice.core.traffic import CallTraffic
 
 #: Finding ids are UUIDv5 in this namespace: equal identity, equal id, on every replay.
 _NAMESPACE = uuid.UUID("9b0f5f0e-5e0c-5a54-9c9b-0d6a6f1a7c11")
-#: More findings than this in one call say nothing more.
-MAX_FINDINGS = 1000
 #: A finding that counts names so many of the observations it rests on.
 MAX_OBSERVATIONS = 50
 
@@ -69,19 +67,14 @@ class Case:
 
 
 def find(case: Case) -> tuple[Finding, ...]:
-    """Give the findings of a call, in order of time; beyond 1,000 one `flood` stands for the rest."""
+    """Give the findings of a call, in order of time."""
     sources = (_fallbacks, _obligations, _rotations, _storms, _splits, _keys_in_clear, _trust, _indexes, _memberships)
-    found = sorted(
-        (finding for source in sources for finding in source(case)),
-        key=lambda finding: (finding.at, finding.finding_id),
+    return tuple(
+        sorted(
+            (finding for source in sources for finding in source(case)),
+            key=lambda finding: (finding.at, finding.finding_id),
+        )
     )
-    if len(found) <= MAX_FINDINGS:
-        return tuple(found)
-    kept, rest = found[:MAX_FINDINGS], found[MAX_FINDINGS:]
-    flood = _finding(
-        case, FindingKind.FLOOD, Severity.WARNING, rest[0].at, Evidence.DIRECT, None, details={"suppressed": len(rest)}
-    )
-    return (*kept, flood)
 
 
 def _fallbacks(case: Case) -> Iterator[Finding]:
@@ -110,7 +103,7 @@ def _fallbacks(case: Case) -> Iterator[Finding]:
             occurrence.device,
             obligation="" if occurrence.stint is None else occurrence.stint.opened_by.identity,
             details=details,
-            rests_on=_first_of([key.observation for key in occurrence.group.keys[:MAX_OBSERVATIONS]]),
+            rests_on=first_of([key.observation for key in occurrence.group.keys[:MAX_OBSERVATIONS]]),
         )
 
 
@@ -241,7 +234,7 @@ def _keys_in_clear(case: Case) -> Iterator[Finding]:
                 "encrypted_room": case.encrypted_room,
                 "history_visibility": case.history_visibility,
             },
-            rests_on=_first_of(found),
+            rests_on=first_of(found),
             counted=True,
         )
 
@@ -263,7 +256,7 @@ def _trust(case: Case) -> Iterator[Finding]:
             device,
             obligation=named or "",
             details=details,
-            rests_on=_first_of(found),
+            rests_on=first_of(found),
             counted=True,
         )
 
@@ -313,12 +306,13 @@ def _memberships(case: Case) -> Iterator[Finding]:
             who,
             obligation=day.isoformat(),
             details={"count": len(found), "fields": fields},
-            rests_on=_first_of(found),
+            rests_on=first_of(found),
             counted=True,
         )
 
 
-def _first_of(found: Sequence[Observation]) -> list[str]:
+def first_of(found: Sequence[Observation]) -> list[str]:
+    """Give the identities of the observations that a finding names of many."""
     return [observation.identity for observation in found[:MAX_OBSERVATIONS]]
 
 
@@ -339,7 +333,7 @@ def _finding(
     who = "" if device is None else f"{device[0]} {device[1]}"
     due = at + timedelta(seconds=case.settings.horizon_seconds + case.settings.late_seconds)
     return Finding(
-        finding_id=_finding_id(kind, case.call_id, who, obligation),
+        finding_id=finding_id(kind, case.call_id, who, obligation),
         kind=kind,
         severity=severity,
         at=at,
@@ -352,5 +346,6 @@ def _finding(
 
 
 @lru_cache(maxsize=65536)
-def _finding_id(kind: FindingKind, call_id: CallId, who: str, obligation: str) -> str:
-    return str(uuid.uuid5(_NAMESPACE, "\0".join((kind, call_id, who, obligation))))
+def finding_id(kind: FindingKind, scope: str, who: str, obligation: str) -> str:
+    """Give the id that a finding's identity makes: `scope` is its call, or its room."""
+    return str(uuid.uuid5(_NAMESPACE, "\0".join((kind, scope, who, obligation))))

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import CallId, CallSession, Device, Observation, Redaction, RoomHistory, Settings
+from rtc_appservice.core.model import CallId, Device, Observation, Projected, Redaction, RoomHistory, Settings
 from rtc_appservice.core.session import RoomProjection
 
 #: Kept over all rooms. In memory, an Olm envelope takes about 1 kB, a room key 1.7 kB (`tracemalloc`, long calls).
@@ -55,8 +55,8 @@ class LiveRoom:
         self.projection.feed(news)
         self.redactions |= {found.identity: found for found in news if isinstance(found.body, Redaction)}
 
-    def look(self) -> list[CallSession]:
-        """Give the calls as of the watermark."""
+    def look(self) -> Projected:
+        """Give the calls and the findings of the room as of the watermark."""
         return self.projection.project(replace(self.basis.history, to_device_history_of=self.to_device_history_of))
 
 

@@ -426,6 +426,13 @@ class Finding(Struct, frozen=True, kw_only=True):
     observations: tuple[str, ...] = ()  #: identities of the observations it rests on
 
 
+class RoomFinding(Finding, frozen=True, kw_only=True):
+    """A finding that belongs to a room and to no call."""
+
+    homeserver: ServerName
+    room_id: RoomId
+
+
 class CallReport(Struct, frozen=True, kw_only=True):
     """One call as `report` and `audit` print it (contract: additions are allowed, renames are not)."""
 
@@ -503,6 +510,13 @@ class CallSession(Struct, frozen=True, kw_only=True):
     undecryptable: tuple[UndecryptableKey, ...] = ()
 
 
+class Projected(Struct, frozen=True, kw_only=True):
+    """A room as projected."""
+
+    calls: tuple[CallSession, ...]  #: in order of start
+    findings: tuple[Finding, ...]  #: of the room, apart from those of its calls
+
+
 class LedgerEntry(Struct, frozen=True, kw_only=True):
     """One room key event that stands in room history."""
 
@@ -575,3 +589,5 @@ class Report(Struct, frozen=True, kw_only=True):
     totals: Totals
     readiness: Readiness
     gaps: tuple[Gap, ...]
+    #: Of rooms, outside calls; and what stands for the rest of a day with too many.
+    findings: tuple[RoomFinding, ...] = ()

@@ -8,7 +8,7 @@ to the same result. Event ids stay: call ids derive from them, duplicates and re
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from rtc_appservice.core.model import (
     Body,
-    CallSession,
+    CallId,
     Device,
     DeviceId,
     FindingKind,
@@ -25,6 +25,7 @@ from rtc_appservice.core.model import (
     MegolmEnvelope,
     Membership,
     OlmEnvelope,
+    Projected,
     Rejected,
     RoomKey,
     RoomState,
@@ -232,28 +233,34 @@ class Tombstones:
         )
         return {name: found if name == "findings" else changed[name] for name in report}
 
-    def renamed(self, before: Sequence[CallSession], after: Sequence[CallSession]) -> dict[str, str]:
+    def renamed(self, before: Projected, after: Projected) -> dict[str, str]:
         """
-        Take calls as projected from what was kept, and from the same with tombstones; give how finding ids changed.
+        Take a room as projected from what was kept, and from the same with tombstones; give how finding ids changed.
 
         Two findings are the same if they say the same; of several that do, each is as good as the other.
         """
         waiting: dict[bytes, list[str]] = {}
-        for call in after:
-            for finding in msgspec.to_builtins(call.report.findings):
-                waiting.setdefault(_said(call, finding), []).append(finding["finding_id"])
+        for call_id, finding in _findings(after):
+            waiting.setdefault(_said(call_id, finding), []).append(finding["finding_id"])
         found = {}
-        for call in before:
-            for finding in msgspec.to_builtins(call.report.findings):
-                same = waiting.get(_said(call, self.finding(finding, {})))
-                if same:
-                    found[finding["finding_id"]] = same.pop()
+        for call_id, finding in _findings(before):
+            same = waiting.get(_said(call_id, self.finding(finding, {})))
+            if same:
+                found[finding["finding_id"]] = same.pop()
         return {old: new for old, new in found.items() if old != new}
 
 
-def _said(call: CallSession, finding: Mapping[str, Any]) -> bytes:
+def _findings(projected: Projected) -> Iterator[tuple[CallId | None, dict[str, Any]]]:
+    """Give all findings of a room with the calls they belong to."""
+    of_calls = [(call.report.call_id, call.report.findings) for call in projected.calls]
+    for call_id, findings in (*of_calls, (None, projected.findings)):
+        for finding in msgspec.to_builtins(findings):
+            yield call_id, finding
+
+
+def _said(call_id: CallId | None, finding: Mapping[str, Any]) -> bytes:
     said = {name: value for name, value in finding.items() if name != "finding_id"}
-    return msgspec.json.encode([call.report.call_id, said], order="deterministic")
+    return msgspec.json.encode([call_id, said], order="deterministic")
 
 
 def _length(text: str) -> int:

@@ -4,16 +4,23 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
-from rtc_appservice.core.model import CallReport, Gap, Report, Totals
+from msgspec.structs import asdict
+
+from rtc_appservice.core.model import CallReport, Finding, Gap, Report, RoomFinding, RoomId, ServerName, Totals
 from rtc_appservice.core.readiness import assess
 
 SCHEMA_VERSION = 1
 
 
 def build_report(
-    calls: Sequence[CallReport], *, gaps: Sequence[Gap], room_keys_in_history: int, now: datetime
+    calls: Sequence[CallReport],
+    *,
+    gaps: Sequence[Gap],
+    room_keys_in_history: int,
+    now: datetime,
+    findings: Sequence[RoomFinding] = (),
 ) -> Report:
-    """Build a report over calls, in order of start."""
+    """Build a report over calls, in order of start, and the findings of rooms, in order of time."""
     ordered = tuple(sorted(calls, key=lambda call: (call.started_at, call.call_id)))
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -27,4 +34,10 @@ def build_report(
         ),
         readiness=assess(ordered, now),
         gaps=tuple(gaps),
+        findings=tuple(sorted(findings, key=lambda finding: (finding.at, finding.finding_id))),
     )
+
+
+def room_finding(finding: Finding, homeserver: ServerName, room_id: RoomId) -> RoomFinding:
+    """Give a finding of a room with the room's name."""
+    return RoomFinding(homeserver=homeserver, room_id=room_id, **asdict(finding))

@@ -7,6 +7,7 @@ finding adds is split by evidence. What the service's own device opened, and wha
 in the commit that first records it.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 
@@ -176,6 +177,15 @@ def increments(session: CallSession, newly_settled: Sequence[Finding], newly_end
         for key in session.undecryptable:
             add(KEYS_UNDECRYPTABLE, reason=key.reason, opened="never" if key.opened_at is None else "later")
     return [(name, dict(labels), amount) for (name, labels), amount in sorted(amounts.items())]
+
+
+def room_increments(newly_settled: Sequence[Finding]) -> list[Increment]:
+    """Give what the findings of a room itself add to the totals as they settle."""
+    counted = Counter((finding.kind, finding.evidence) for finding in newly_settled)
+    return [
+        (FINDINGS.name, {"kind": str(kind), "evidence": str(evidence)}, count)
+        for (kind, evidence), count in sorted(counted.items())
+    ]
 
 
 def event_increments(

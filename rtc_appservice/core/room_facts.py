@@ -66,14 +66,18 @@ class RoomFacts:
 
         A call that went on when the snapshot was read has memberships of before it, so it began before.
         """
-        started_at, ended = span.started_at, []
+        return self.seen_before(span.started_at, sticky=_is_sticky(span))
+
+    def seen_before(self, started_at: datetime, *, sticky: bool) -> bool:
+        """Tell whether whoever was in a call at a time would have been seen; `sticky`: by sticky memberships too."""
+        ended = []
         for gap in self.gaps:
             if gap.reason in _TO_DEVICE_ONLY or (gap.started_at is not None and gap.started_at > started_at):
                 continue
             if gap.ended_at is None or gap.ended_at > started_at:
                 return False
             ended.append(gap.ended_at)
-        read_by = started_at - _STICKY if _is_sticky(span) else started_at
+        read_by = started_at - _STICKY if sticky else started_at
         seen = [
             *(at for at in self._created if at <= started_at),
             *(at for at in self._reads(started_at) if at < read_by),
@@ -86,11 +90,14 @@ class RoomFacts:
 
     def encrypted(self, span: CallSpan) -> bool | None:
         """True once an encryption event was seen (it stays so); false only if the room was seen from its start."""
-        until = span.ended_at
+        return self.encrypted_between(span.started_at, span.ended_at)
+
+    def encrypted_between(self, started_at: datetime, until: datetime | None) -> bool | None:
+        """Give the same of a time, None as its end for now."""
         for at, body in self._state:
             if body.event_type == "m.room.encryption" and (until is None or at <= until):
                 return True
-        return False if any(at <= span.started_at for at in (*self._created, *self._reads(span.started_at))) else None
+        return False if any(at <= started_at for at in (*self._created, *self._reads(started_at))) else None
 
     def _reads(self, until: datetime) -> list[datetime]:
         """Give when the state was read by a time, since the last leave before that."""
@@ -99,10 +106,12 @@ class RoomFacts:
 
     def visibility(self, span: CallSpan) -> str | None:
         """Give the history visibility in force when the call began, if seen."""
+        return self.visibility_at(span.started_at)
+
+    def visibility_at(self, until: datetime) -> str | None:
+        """Give the history visibility in force at a time, if seen."""
         found = [
-            body.value
-            for at, body in self._state
-            if body.event_type == "m.room.history_visibility" and at <= span.started_at
+            body.value for at, body in self._state if body.event_type == "m.room.history_visibility" and at <= until
         ]
         return found[-1] if found else None
 

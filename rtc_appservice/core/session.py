@@ -10,8 +10,9 @@ change the past, an observation that comes that late or a stint that ends back t
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
 from rtc_appservice.core.attribution import KEY_BEFORE_STINT, Attribution
@@ -23,15 +24,19 @@ from rtc_appservice.core.model import (
     Membership,
     Observation,
     OlmEnvelope,
+    Projected,
     Rejected,
     RoomHistory,
     RoomState,
     Settings,
     UserId,
 )
+from rtc_appservice.core.outside import Outside
 from rtc_appservice.core.room_facts import RoomFacts
+from rtc_appservice.core.room_findings import find_outside, within_limit
 from rtc_appservice.core.senders import SenderKeys
 from rtc_appservice.core.stints import CallSpan, DeviceStint, SpanTimes, build_spans, build_stints, in_order
+from rtc_appservice.core.traffic import CallTraffic
 
 #: A key may precede its membership by 10 s; what comes out of order by less than the rest of this costs nothing.
 SETTLES_AFTER = KEY_BEFORE_STINT + timedelta(seconds=5)
@@ -40,7 +45,15 @@ _LONG_AGO = datetime.fromisoformat("0001-01-02T00:00:00+00:00")
 
 def project_room(history: RoomHistory, settings: Settings | None = None) -> list[CallSession]:
     """Project all call sessions of a room, in order of start."""
-    return RoomProjection(settings).project(history)
+    return list(RoomProjection(settings).project(history).calls)
+
+
+@dataclass(slots=True, frozen=True)
+class Look:
+    """A room as of a watermark."""
+
+    calls: Sequence[tuple[Call, View]]  #: in order of start
+    room: RoomFacts
 
 
 class RoomProjection:
@@ -98,14 +111,17 @@ class RoomProjection:
             elif isinstance(body, Membership | MegolmEnvelope | Rejected | RoomState):
                 _add(self._of_stints, observation)
 
-    def project(self, history: RoomHistory) -> list[CallSession]:
-        """Take a history's observations and give all call sessions of the room as of its watermark."""
+    def project(self, history: RoomHistory) -> Projected:
+        """Take a history's observations and give the room's call sessions and findings as of its watermark."""
         self.feed(history.observations)
-        with_calls = self.looked_at(history)
-        return [call.session(view) for call, view in with_calls]
+        with self.looked_at(history) as look:
+            calls = [call.session(view) for call, view in look.calls]
+            outside = find_outside(self._outside, look.room, history, self._settings)
+        return within_limit(calls, outside, history, self._settings)
 
-    def looked_at(self, history: RoomHistory) -> Iterator[tuple[Call, View]]:
-        """Give each call, in order of start, with what to look at it with; open traffic is there meanwhile."""
+    @contextmanager
+    def looked_at(self, history: RoomHistory) -> Iterator[Look]:
+        """Give the calls with what to look at them with; open traffic is there meanwhile."""
         final_until = history.watermark_at - SETTLES_AFTER
         spans = build_spans(build_stints(self._of_stints, history.watermark_at))
         if final_until < self._final_until or not self._keep(spans):
@@ -116,26 +132,29 @@ class RoomProjection:
         traffic = [call.traffic for call in calls]
         for each in traffic:
             each.times = SpanTimes(each.span.stints)
-        attribution = Attribution(history.room_id, self._spans, traffic, senders, self._settings)
+        attribution = Attribution(history.room_id, self._spans, traffic, self._outside, senders, self._settings)
         settled = bisect_right(self._ordered, final_until, key=lambda observation: observation.event_at)
         for observation in self._ordered[self._taken : settled]:
             attribution.take(observation)
         self._taken = settled
         self._final_until = max(self._final_until, final_until)
-        for each in traffic:
-            each.begin_trial()
+        on_trial: list[CallTraffic | Outside] = [*traffic, self._outside]
+        for target in on_trial:
+            target.begin_trial()
         try:
             for observation in self._ordered[settled:]:
                 attribution.take(observation)
             room = RoomFacts(history, self._room_state)
             seen = dict(history.to_device_history)
+            with_views = []
             for call in calls:
                 before = _latest(seen, history.to_device_history_of.get(call.call_id, {}))
-                yield call, View(history, room, self._settings, before, final_until)
+                with_views.append((call, View(history, room, self._settings, before, final_until)))
                 seen = _latest(seen, call.to_device_seen())
+            yield Look(with_views, room)
         finally:
-            for each in traffic:
-                each.end_trial()
+            for target in on_trial:
+                target.end_trial()
 
     def _forget(self) -> None:
         self._ordered: list[Observation] = []
@@ -151,6 +170,7 @@ class RoomProjection:
         self._stints: dict[str, DeviceStint] = {}
         self._spans: list[CallSpan] = []
         self._calls: dict[str, Call] = {}
+        self._outside = Outside()
         self._devices: dict[tuple[UserId, str], Device] = {}
         self._senders.forget_counts()
 

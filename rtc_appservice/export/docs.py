@@ -31,13 +31,15 @@ With `posthog.sample_rate` below 1 the `RtcKeyDistributed` events of that share 
 or none; which calls is decided by a keyed hash of the call, the same on every replica. No other event is sampled.
 `isSampled` of `RtcCallEnded` says whether those of the call are sent.
 
-Findings are exported once nothing still due can change them. Beyond 1,000 findings in one call the rest are counted
-in one finding and are not sent one by one. A value that its description here does not allow is not sent: the event
-is dropped and logged by name, and nothing else is lost. An `RtcKeyUndecryptable` event asks for a device of the
-service's own: in a room without one nothing could have been opened.
+Findings are exported once nothing still due can change them. Beyond 1,000 findings in one room and day the rest are
+counted in one finding and are not sent one by one. Findings of a room that belong to no call, such as a key from
+somebody while no call goes on, are not sent: nobody fell back, and every event here is of a call. A value that its
+description here does not allow is not sent: the event is dropped and logged by name, and nothing else is lost. An
+`RtcKeyUndecryptable` event asks for a device of the service's own: in a room without one nothing could have been
+opened.
 
-`rtc-appservice posthog push` puts two dashboards for these events into a PostHog project. `rtc-appservice about USER`
-tells under which pseudonyms PostHog may know a user, as long as the user is not forgotten here (`rtc-appservice forget`).
+`rtc-appservice posthog push` puts two dashboards for these events into a PostHog project. `rtc-appservice about USER` tells
+under which pseudonyms PostHog may know a user, as long as the user is not forgotten here (`rtc-appservice forget`).
 
 Element Call's own `roomEventEncryptionKeys…` properties count to-device keys with current clients, in spite of
 their name; they say nothing about fallbacks.

@@ -7,7 +7,8 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from rtc_appservice.core.model import CallId, Finding
+from rtc_appservice.core.model import CallId, Finding, RoomFinding, RoomId, ServerName
+from rtc_appservice.core.report import room_finding
 from rtc_appservice.store.pool import Connection
 
 #: A finding of a day can begin before the call it is told with.
@@ -28,11 +29,15 @@ async def write_findings(
     homeserver_id: int,
     room_key: int,
     since: datetime,
-    found: Mapping[CallId, Sequence[Finding]],
+    found: Mapping[CallId | None, Sequence[Finding]],
     gone: Collection[CallId] = (),
-) -> dict[CallId, list[Finding]]:
+    *,
+    days_since: datetime,
+) -> dict[CallId | None, list[Finding]]:
     """
-    Write the findings of calls as they are projected now; give those that settled with this projection, by call.
+    Write findings as they are projected now; give those that settled with this projection, by call.
+
+    Those of the room itself, told of whole days, stand under None.
 
     Open findings of these calls that are not found any more are removed, settled ones stay. One that two calls
     tell (those of a room and day) is told with the first.
@@ -40,18 +45,21 @@ async def write_findings(
     Args:
         since: no call of these began earlier.
         gone: calls that are not projected any more.
+        days_since: from when on the findings of the room are all given.
     """
+    reach = min(since - REACH, days_since)
     now: dict[UUID, Finding] = {}
-    calls: dict[UUID, CallId] = {}
+    calls: dict[UUID, CallId | None] = {}
     for call_id, each in found.items():
         for finding in each:
             if now.setdefault(UUID(finding.finding_id), finding) is finding:
                 calls[UUID(finding.finding_id)] = call_id
-    known = await _load(conn, room_key, since - REACH, list(now), [*found, *gone])
+    call_ids = [call_id for call_id in (*found, *gone) if call_id is not None]
+    known = await _load(conn, room_key, reach, list(now), call_ids, days_since)
     fresh: list[UUID] = []
     outdated: list[UUID] = []
     revised: list[tuple[UUID, str | None]] = []
-    settled: dict[CallId, list[Finding]] = {}
+    settled: dict[CallId | None, list[Finding]] = {}
     for finding_id, before in known.items():
         if not before.settled and finding_id not in now:
             outdated.append(finding_id)
@@ -74,7 +82,7 @@ async def write_findings(
         await conn.execute(
             "DELETE FROM finding WHERE room_key = $1 AND at >= $2 AND finding_id = ANY($3::uuid[]) AND state = 'open'",
             room_key,
-            since - REACH,
+            reach,
             outdated,
         )
     if fresh:
@@ -96,25 +104,72 @@ async def write_findings(
         await conn.execute(
             "UPDATE finding SET revision = $4::jsonb WHERE room_key = $1 AND at >= $2 AND finding_id = $3",
             room_key,
-            since - REACH,
+            reach,
             finding_id,
             text,
         )
     return settled
 
 
+async def oldest_open_of_room(conn: Connection, room_key: int, since: datetime) -> datetime | None:
+    """Give the time of the oldest finding of a room itself, from `since` on, that something due can still change."""
+    at: datetime | None = await conn.fetchval(
+        """
+        SELECT min(at) FROM finding WHERE room_key = $1 AND at >= $2 AND call_id IS NULL AND state = 'open'
+        """,
+        room_key,
+        since,
+    )
+    return at
+
+
+async def load_of_rooms(
+    conn: Connection,
+    since: datetime | None = None,
+    homeserver_id: int | None = None,
+    *,
+    room_key: int | None = None,
+    newest: int | None = None,
+) -> list[RoomFinding]:
+    """Give the findings of rooms themselves, or the newest of them, as they are known now, in order of time."""
+    rows = await conn.fetch(
+        """
+        SELECT homeserver.name AS homeserver, room_id, coalesce(revision, body) AS body
+        FROM finding JOIN room USING (room_key) JOIN homeserver ON homeserver.homeserver_id = finding.homeserver_id
+        WHERE call_id IS NULL AND ($1::timestamptz IS NULL OR at >= $1)
+          AND ($2::smallint IS NULL OR finding.homeserver_id = $2) AND ($3::bigint IS NULL OR finding.room_key = $3)
+        ORDER BY at DESC, finding_id DESC LIMIT $4
+        """,
+        since,
+        homeserver_id,
+        room_key,
+        newest,
+    )
+    return [
+        room_finding(_decoder.decode(row["body"]), ServerName(row["homeserver"]), RoomId(row["room_id"]))
+        for row in reversed(rows)
+    ]
+
+
 async def _load(
-    conn: Connection, room_key: int, since: datetime, finding_ids: list[UUID], call_ids: list[CallId]
+    conn: Connection,
+    room_key: int,
+    since: datetime,
+    finding_ids: list[UUID],
+    call_ids: list[CallId],
+    days_since: datetime,
 ) -> dict[UUID, _Known]:
     rows = await conn.fetch(
         """
         SELECT finding_id, state, body, revision FROM finding
-        WHERE room_key = $1 AND at >= $2 AND (finding_id = ANY($3::uuid[]) OR call_id = ANY($4::text[]))
+        WHERE room_key = $1 AND at >= $2
+          AND (finding_id = ANY($3::uuid[]) OR call_id = ANY($4::text[]) OR (call_id IS NULL AND at >= $5))
         """,
         room_key,
         since,
         finding_ids,
         call_ids,
+        days_since,
     )
     return {
         UUID(int=row["finding_id"].int): _Known(

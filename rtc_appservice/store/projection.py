@@ -15,6 +15,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     room_key: int
     room_id: RoomId
     watched_since: datetime
+    watched: bool  #: an RTC event of it was seen
     oldest_news_at: datetime | None  #: event time of the oldest observation not projected yet; None: only due
     version: int  #: how often the room was projected before
 
@@ -44,7 +45,8 @@ async def candidates(conn: Connection, homeserver_id: int, watermark_at: datetim
 
 
 _ROOM = """
-SELECT room_id, watched_since, due_at, version FROM projection JOIN room USING (room_key) WHERE room_key = $1
+SELECT room_id, watched_since, rtc_seen_at IS NOT NULL AS watched, due_at, version
+FROM projection JOIN room USING (room_key) WHERE room_key = $1
 """
 
 
@@ -82,6 +84,7 @@ def _claim(room_key: int, held: asyncpg.Record, oldest_news_at: datetime | None)
         room_key=room_key,
         room_id=RoomId(held["room_id"]),
         watched_since=held["watched_since"],
+        watched=held["watched"],
         oldest_news_at=oldest_news_at,
         version=held["version"],
     )

@@ -51,7 +51,12 @@ def render() -> str:
         " platform is told from the name a client gave its device, as far as the homeserver shows it, and is joined"
         " when a report is read: nothing is detected from it, and a replay finds the same.\n",
         _meanings(CAUSES, {cause for cause in CAUSES if cause in BLOCKING_CAUSES}),
-        "\n## Findings\n",
+        "\n## Findings\n\nA finding is of one call, or of a room: `stray_key`, `key_in_clear`,"
+        " `key_readable_in_history`, `malformed` and `forged_membership` also tell of what belongs to no call, one a"
+        " room, sender and day (UTC), with a `count`. Those of a room settle"
+        f" {settings.horizon_seconds + settings.late_seconds:g} s after their day. Nothing of"
+        " them is sent to PostHog, where every event is of a call: a key outside calls makes nobody fall back. They are"
+        " in the report (`findings`), on the page of the room, and in `rtc_appservice_findings_total`.\n",
         _meanings(FINDINGS, set()),
         "\n## Obligations\n\nFor each ordered pair of participants present together the sender owes the recipient a key"
         " by to-device: when either joins, and a new one when somebody leaves. Each ends in exactly one outcome.\n",

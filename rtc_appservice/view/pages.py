@@ -18,6 +18,7 @@ from rtc_appservice.core.model import Settings, Verdict
 from rtc_appservice.errors import InputError, StoreUnavailable
 from rtc_appservice.store import outbox, pages, sessions
 from rtc_appservice.store.condition import load_condition
+from rtc_appservice.store.findings import load_of_rooms
 from rtc_appservice.store.homeservers import load_homeservers
 from rtc_appservice.store.pool import Pool, lend
 from rtc_appservice.view.access import Access, Names
@@ -187,10 +188,20 @@ class Pages:
                 raise InputError("There is no such room, or no RTC event was seen in it.")
             entries = await pages.load_ledger(conn, room_key, limit=PAGE, offset=PAGE * (number - 1))
             calls, _ = await pages.list_calls(conn, asked, limit=PAGE, offset=0, now=now)
+            findings = await load_of_rooms(conn, room_key=room_key, newest=PAGE)
         listed = rooms[0]
         place = _place(number, listed.keys_standing + listed.keys_redacted)
         return _page(
-            "room.html", request, names, title="Room", listed=listed, entries=entries, calls=calls, kept={}, **place
+            "room.html",
+            request,
+            names,
+            title="Room",
+            listed=listed,
+            entries=entries,
+            calls=calls,
+            findings=findings[::-1],
+            kept={},
+            **place,
         )
 
     async def _health(self, request: web.Request, names: Names) -> str:

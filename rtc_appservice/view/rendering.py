@@ -47,7 +47,7 @@ _environment = Environment(
     lstrip_blocks=True,
     finalize=_shown,
 )
-_environment.filters.update(time=_time, percent=_percent, length=words.length)
+_environment.filters.update(time=_time, percent=_percent, length=words.length, count_of=words.count_of)
 _environment.globals.update(link=_link, words=words)
 
 

@@ -28,6 +28,7 @@ from rtc_appservice.core.model import (
     Platform,
     Readiness,
     Report,
+    RoomFinding,
     Stint,
 )
 from rtc_appservice.view.words import (
@@ -36,6 +37,7 @@ from rtc_appservice.view.words import (
     SEVERITIES,
     VERDICTS,
     clock,
+    count_of,
     device_name,
     length,
     moment,
@@ -70,6 +72,7 @@ def render_text(report: Report, *, calls: int = CALLS, width: int = 120) -> str:
             f"Earlier calls left out: {left_out}; `--calls {len(report.calls)}` tells of all, "
             "and so do `--format json` and `--format csv`.\n"
         )
+    _print_outside(console, report.findings)
     _print_gaps(console, report.gaps)
     lines = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).rstrip() + "\n"
@@ -174,6 +177,21 @@ def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
         shown = "\n".join(devices[:3]) + (f"\nand {len(devices) - 3} more" if len(devices) > 3 else "")
         first = clock(min(f.at for f in alike))
         table.add_row(str(kind), str(severity), str(evidence), str(count), first, Text(shown))
+    console.print(table)
+
+
+def _print_outside(console: Console, findings: Sequence[RoomFinding]) -> None:
+    if not findings:
+        return
+    console.print("Findings of rooms, outside calls:")
+    table = new_table("finding", "count", "first", "who", "where")
+    for each, rest in _first(findings):
+        if each is None:
+            table.add_row(f"and {rest} more", "", "", "", "")
+            continue
+        graded = f"{each.kind} ({each.severity}, {each.evidence})"
+        who = device_name(each.subject) if each.subject else ""
+        table.add_row(graded, str(count_of(each)), moment(each.at), Text(who), Text(plain(each.room_id)))
     console.print(table)
 
 

@@ -8,6 +8,7 @@ from rtc_appservice.core.platform import with_platforms
 from rtc_appservice.core.report import build_report
 from rtc_appservice.errors import InputError
 from rtc_appservice.store.device_facts import load_platforms
+from rtc_appservice.store.findings import load_of_rooms
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.homeservers import load_homeservers
 from rtc_appservice.store.pool import Pool, store_errors
@@ -32,6 +33,9 @@ async def read_report(pool: Pool, *, since: datetime | None, homeserver: str | N
             calls = await load_calls(conn, since, homeserver_id)
             calls = with_platforms(calls, await load_platforms(conn, homeserver_id))
             gaps = await load_gaps(conn, homeserver_id, since)
+            findings = await load_of_rooms(conn, since, homeserver_id)
             standing = await room_keys_in_history(conn, homeserver_id)
     # Weeks of calls take a while to go through; intake goes on meanwhile.
-    return await asyncio.to_thread(build_report, calls, gaps=gaps, room_keys_in_history=standing, now=now)
+    return await asyncio.to_thread(
+        build_report, calls, gaps=gaps, room_keys_in_history=standing, now=now, findings=findings
+    )

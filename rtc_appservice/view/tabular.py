@@ -18,8 +18,20 @@ from rtc_appservice.core.model import (
     DistributionCounts,
     ObligationCounts,
     Report,
+    RoomFinding,
 )
-from rtc_appservice.view.words import CAUSES, OUTCOMES, READINESS, VERDICTS, clock, length, moment, plain, precise
+from rtc_appservice.view.words import (
+    CAUSES,
+    OUTCOMES,
+    READINESS,
+    VERDICTS,
+    clock,
+    count_of,
+    length,
+    moment,
+    plain,
+    precise,
+)
 
 #: So many of the newest calls stand in Markdown, unless more are asked for; and of the gaps.
 LISTED = 30
@@ -111,12 +123,25 @@ def report_markdown(report: Report, *, calls: int = LISTED) -> str:
         left = f" (the {len(newest)} newest of {len(report.calls)}; `--calls` tells of more)" if left_out else ""
         columns = ("started", "length", "verdict", "evidence", "devices", "fallbacks", "findings", "call")
         parts += [f"### Calls{left}", _table(columns, map(_call_row, newest))]
+    if report.findings:
+        parts += ["### Findings of rooms, outside calls", _outside(report.findings)]
     gap_rows = [
         (gap.reason, _when(gap.started_at), _when(gap.ended_at), _code(gap.room_id or gap.homeserver))
         for gap in report.gaps[-LISTED:]
     ]
     parts += ["### Gaps", _table(("reason", "from", "to", "where"), gap_rows) if gap_rows else "None known."]
     return "\n\n".join(parts) + "\n"
+
+
+def _outside(findings: Sequence[RoomFinding]) -> str:
+    rows: list[Sequence[object]] = [
+        (moment(found.at), found.kind, found.severity, found.evidence, who, count_of(found), _code(found.room_id))
+        for found in findings[:LISTED]
+        for who in [_code(found.subject.user_id) if found.subject else ""]
+    ]
+    if len(findings) > LISTED:
+        rows.append((f"and {len(findings) - LISTED} more", "", "", "", "", "", ""))
+    return _table(("first", "finding", "severity", "evidence", "who", "count", "where"), rows)
 
 
 def _call_row(call: CallReport) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from rtc_appservice.core import wording
-from rtc_appservice.core.model import Coverage, DeviceRef, Evidence, FallbackCause, Outcome, Severity, Verdict
+from rtc_appservice.core.model import Coverage, DeviceRef, Evidence, FallbackCause, Finding, Outcome, Severity, Verdict
 from rtc_appservice.core.undecryptable import UndecryptableReason
 
 READINESS = wording.READINESS
@@ -65,6 +65,11 @@ SEVERITIES = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
 def device_name(device: DeviceRef) -> str:
     """Give a device as `user device`."""
     return f"{plain(device.user_id)} {plain(device.device_id)}".rstrip()
+
+
+def count_of(finding: Finding) -> int:
+    """Give how much a finding stands for."""
+    return int(finding.details.get("count") or finding.details.get("suppressed") or 1)
 
 
 def length(span: timedelta) -> str:

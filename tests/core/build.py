@@ -31,6 +31,7 @@ from rtc_appservice.core.model import (
     Membership,
     Observation,
     OlmEnvelope,
+    Projected,
     Redaction,
     RoomHistory,
     RoomId,
@@ -41,7 +42,7 @@ from rtc_appservice.core.model import (
     ToDeviceKey,
     UserId,
 )
-from rtc_appservice.core.session import project_room
+from rtc_appservice.core.session import RoomProjection, project_room
 from rtc_appservice.core.wire import TransactionReader
 
 HOMESERVER = ServerName("lab.test")
@@ -260,6 +261,10 @@ class Scene:
     def sessions(self, until: float, settings: Settings | None = None, **changes: Any) -> list[CallSession]:
         """Project all calls of the room as of a time."""
         return project_room(self.history(until, **changes), settings or Settings())
+
+    def projected(self, until: float = 1000, **changes: Any) -> Projected:
+        """Project the room as of a time."""
+        return RoomProjection().project(self.history(until, **changes))
 
     def session(self, until: float = 1000, settings: Settings | None = None, **changes: Any) -> CallSession:
         """Project the room's only call as of a time."""

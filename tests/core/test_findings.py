@@ -8,7 +8,7 @@ import pytest
 
 from rtc_appservice.core.model import Evidence, Finding, FindingKind, Rejected, Severity
 
-from .build import SLOT, Scene, at, device_of, findings_of, membership, modern, sticky, who
+from .build import Scene, at, device_of, findings_of, membership, modern, sticky, who
 
 
 def pair(**changes: Any) -> Scene:
@@ -435,19 +435,3 @@ def test_dialects_that_never_met_are_not_split() -> None:
     kinds = [findings_of(session.report, FindingKind.SPLIT_CALL) for session in scene.sessions(1000)]
 
     assert [1, 0] == [len(one) for one in kinds]
-
-
-# --- floods --------------------------------------------------------------------------------------------
-
-
-def test_a_flood_is_cut_and_counted() -> None:
-    """At most 1,000 findings of a room and day, then one that says how many were left out."""
-    scene = pair()
-    for number in range(1200):
-        scene.room_key(f"stray{number}", 20 + number / 10, slot_id=SLOT)
-    findings = scene.call(5000).findings
-    flood = findings[-1]
-
-    assert 1001 == len(findings)
-    assert FindingKind.FLOOD is flood.kind and flood.details["suppressed"] > 0
-    assert at(20) <= flood.at

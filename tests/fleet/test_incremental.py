@@ -7,11 +7,23 @@ import msgspec
 import pytest
 
 from rtc_appservice.core.envelope import place, placed_observation
-from rtc_appservice.core.model import HeldEnvelope, Observation, RoomHistory, RoomId, ServerName
+from rtc_appservice.core.model import (
+    Body,
+    DeviceId,
+    HeldEnvelope,
+    Membership,
+    Observation,
+    Rejected,
+    RoomHistory,
+    RoomId,
+    RoomKey,
+    ServerName,
+    UserId,
+)
 from rtc_appservice.core.session import RoomProjection, project_room
 from rtc_appservice.core.wire import TransactionReader
 
-from ..core.build import SCENARIOS, WITNESSED, history_of
+from ..core.build import KEY_TYPE, SCENARIOS, SLOT, WITNESSED, history_of, membership
 from .plans import play
 
 SMOOTH, ROUGH = range(6), range(1000, 1010)
@@ -47,6 +59,41 @@ def played(seed: int, *, rough: bool) -> RoomHistory:
     return msgspec.structs.replace(history, observations=(*observations, *placed))
 
 
+def with_strangers(history: RoomHistory, rng: random.Random) -> RoomHistory:
+    """Add what belongs to no call, and may yet be given to one: keys, malformed events, a membership that came late."""
+    known = sorted(history.observations, key=lambda one: one.event_at)
+    begin, end = known[0].event_at, known[-1].event_at + timedelta(minutes=3)
+    sender = UserId("@stranger:far.test")
+    join: Membership = msgspec.structs.replace(
+        membership("mallory"), sender=sender, claimed_user_id=UserId("@alice:lab.test")
+    )
+    strange = []
+    for number in range(60):
+        key = RoomKey(
+            sender=sender,
+            device_id=DeviceId(rng.choice("AB")),
+            slot_id=rng.choice([SLOT, "m.call#other"]),
+            keys=(),
+            event_type=KEY_TYPE,
+            encrypted=rng.random() < 0.3,
+        )
+        bodies: list[Body] = [key, Rejected(sender=sender, event_type=KEY_TYPE, reason="malformed"), join]
+        body = rng.choice(bodies)
+        at = begin + rng.random() * (end - begin)
+        strange.append(
+            Observation(
+                homeserver=history.homeserver,
+                room_id=history.room_id,
+                identity=f"$strange{number}",
+                event_at=at,
+                received_at=at + timedelta(seconds=rng.choice([0, 0, 70])),
+                body=body,
+                late=body is join,
+            )
+        )
+    return msgspec.structs.replace(history, observations=(*history.observations, *strange))
+
+
 def assert_same_as_at_once(history: RoomHistory, rng: random.Random) -> None:
     """Feed a room piece by piece, in some order; look at some times; hold each look against the room begun anew."""
     order = rng.choice(["as received", "as received", "a little late", "any"])
@@ -69,7 +116,7 @@ def assert_same_as_at_once(history: RoomHistory, rng: random.Random) -> None:
         fed = taken
         live = projection.project(again)
 
-        assert msgspec.json.encode(project_room(now)) == msgspec.json.encode(live)
+        assert msgspec.json.encode(RoomProjection().project(now)) == msgspec.json.encode(live)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS + WITNESSED)
@@ -85,3 +132,14 @@ def test_played_rooms(*, rough: bool) -> None:
     """Played rooms of all generations, followed as they go."""
     for seed in ROUGH if rough else SMOOTH:
         assert_same_as_at_once(played(seed, rough=rough), random.Random(seed))  # noqa: S311 - no secrets here
+
+
+@pytest.mark.parametrize("scenario", ["smart-switch", "crash", "leave-rejoin"])
+def test_what_belongs_to_no_call(scenario: str) -> None:
+    """Keys and events outside the calls of a room are the same findings, however they come."""
+    for seed in range(8):
+        rng = random.Random(seed)  # noqa: S311 - no secrets here
+        history = with_strangers(history_of(scenario), rng)
+        assert_same_as_at_once(history, rng)
+        kinds = {found.kind for found in RoomProjection().project(history).findings}
+        assert {"key_readable_in_history", "malformed", "forged_membership"} <= kinds

@@ -8,9 +8,12 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
+from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import SchemaBehind
 from rtc_appservice.store import sessions, totals
 from rtc_appservice.store.pool import Pool
+from tests.core.build import Scene, at
+from tests.test_projector import Service
 from tests.view.page_server import SCENARIOS, TOKEN, fill, fill_live, serving
 
 PATHS = ("/", "/calls", "/rooms", "/health")
@@ -150,6 +153,24 @@ async def test_rooms_and_their_ledger(filled: TestServer) -> None:
     assert len(SCENARIOS) == len(paths)
     assert "stands in history" in room
     assert "@carol:lab.test" in room
+
+
+async def test_a_room_s_findings_outside_calls(pool: Pool) -> None:
+    """Who sent what while no call went on, and how much; behind a proxy under pseudonyms."""
+    service, scene = await Service.open(pool), Scene()
+    for number in range(3):
+        scene.room_key("mallory", number)
+    await service.take(Intake(observations=scene.observations, newest_at=at(3), rtc_rooms={scene.room_id}))
+    await service.project()
+
+    async with serving(pool) as server:
+        _, seen = await get(server, "/rooms/1")
+        _, hidden = await get(server, "/rooms/1", **{"X-Forwarded-For": "192.0.2.1"})
+    for text in (seen, hidden):
+        _, _, section = text.partition("Findings outside calls")
+        assert "stray_key" in section and '<td class="number">3</td>' in section
+    assert "@mallory:lab.test" in seen
+    assert "mallory" not in hidden
 
 
 @pytest.mark.parametrize("path", ["/calls/none", "/calls/%25", "/rooms/999", "/?homeserver=other.org"])

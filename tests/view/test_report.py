@@ -32,7 +32,7 @@ def test_json_is_the_contract(mixed: Report) -> None:
     """The JSON has the promised names, times end in `Z`, and what is not known is null."""
     report: dict[str, Any] = msgspec.json.decode(render_json(mixed))
 
-    assert report.keys() == {"schema_version", "generated_at", "calls", "totals", "readiness", "gaps"}
+    assert report.keys() == {"schema_version", "generated_at", "calls", "totals", "readiness", "gaps", "findings"}
     assert report["schema_version"] == 1
     assert report["generated_at"].endswith("Z")
     (call,) = report["calls"]
