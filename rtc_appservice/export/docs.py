@@ -38,8 +38,9 @@ description here does not allow is not sent: the event is dropped and logged by 
 `RtcKeyUndecryptable` event asks for a device of the service's own: in a room without one nothing could have been
 opened.
 
-`rtc-appservice posthog push` puts two dashboards for these events into a PostHog project. `rtc-appservice about USER` tells
-under which pseudonyms PostHog may know a user, as long as the user is not forgotten here (`rtc-appservice forget`).
+`rtc-appservice posthog push` puts two dashboards for these events into a PostHog project. `rtc-appservice about USER`
+tells under which pseudonyms PostHog may know a user, as long as the user is not forgotten here
+(`rtc-appservice forget`).
 
 Element Call's own `roomEventEncryptionKeys…` properties count to-device keys with current clients, in spite of
 their name; they say nothing about fallbacks.
