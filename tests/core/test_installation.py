@@ -97,6 +97,7 @@ def test_registration(given: Answer, advice: str) -> None:
         (answer(502, errcode="M_BAD_STATUS", status=403, body="<html>"), "another program"),
         (answer(502, errcode="M_BAD_STATUS", status=404), "another program"),
         (answer(500), "did not try"),
+        (answer(404, errcode="M_UNRECOGNIZED"), "did not try"),
         (answer(200, duration_ms=3), "not the port of this configuration"),
     ],
 )

@@ -85,6 +85,23 @@ async def test_a_session_from_an_earlier_index(device: ReadingDevice, conn: Conn
     } == await device.totals()
 
 
+async def test_a_session_that_still_begins_too_late(device: ReadingDevice, conn: Connection) -> None:
+    """An event that it does not open either is tried once, and waits for the next."""
+    event, earlier = device.alice.room_key(0), device.alice.megolm_key()
+    device.alice.room_key(1)
+    number = device.intake.homeserver_id
+    await device.take(body(device.alice.megolm_key()))
+    await device.take(body(events=(event,)))
+    device.clock.advance(1)
+    await device.take(body(earlier))
+    found = await crypto.readable_now(conn, number, 10)
+    await device.read_again(event)
+
+    assert [event["event_id"]] == [one.event_id for one in found]
+    assert [] == await crypto.readable_now(conn, number, 10)
+    assert {"before_session": 1} == await device.waiting()
+
+
 async def test_read_again_in_vain(device: ReadingDevice) -> None:
     """An event that cannot be opened the second time either waits on, and is no second one."""
     event = device.alice.room_key(0)
