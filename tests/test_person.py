@@ -25,8 +25,11 @@ from rtc_appservice.store.pool import Pool
 from rtc_appservice.store.streams import open_stream
 from rtc_appservice.store.undecryptable import load_undecryptable
 
+from .core.build import at
 from .test_live_rooms import played as play
 from .test_projector import HOMESERVER, SCENARIOS, SECRET, Service, read
+from .test_projector_rooms import SETTLED, strange
+from .test_projector_rooms import each as transactions
 
 TERMS = Terms(secret=SECRET, pseudonym_rotation_days=None)
 #: What a user's traffic can be recognised by, whoever is named beside.
@@ -148,6 +151,28 @@ async def test_played_rooms(pool: Pool, seed: int) -> None:
     assert now == await service.dump()
 
 
+async def test_findings_of_a_room(pool: Pool) -> None:
+    """Who sent something while no call went on, and whom a forged membership names, are forgotten like the others."""
+    service, scene = await Service.open(pool), strange()
+    alice, mallory = UserId("@alice:lab.test"), UserId("@mallory:lab.test")
+    scene.join("mallory", 30, claimed_user_id=alice)
+    scene.observations[-1] = msgspec.structs.replace(scene.observations[-1], late=True)
+    for intake in transactions(scene):
+        await service.take(intake)
+        await service.project()
+    await service.advance(at(SETTLED))
+    await service.project()
+    before = await service.dump()
+
+    for user_id in (mallory, alice):
+        assert 0 < await forgotten(service, user_id)
+        assert user_id not in json.dumps(await everything(pool))
+    now = await service.dump()
+    assert {query: len(rows) for query, rows in before.items()} == {query: len(rows) for query, rows in now.items()}
+    assert 0 == (await replay(pool, service.projector, service.now)).failed
+    assert now == await service.dump()
+
+
 @pytest.mark.parametrize("scenario", ["smart-switch", "modern-sticky", "crash-e2ee"])
 async def test_in_the_middle_of_a_call(pool: Pool, scenario: str, caplog: pytest.LogCaptureFixture) -> None:
     """A service that remembers the room goes on with the tombstone; what the user does then is recorded anew."""
@@ -233,6 +258,8 @@ async def test_a_finding_no_projection_finds_any_more(pool: Pool) -> None:
     service = await played(pool, "legacy-only")
     (call,) = await service.calls()
     user_id = call.fallbacks[0].user_id
+    of_user = {each.finding_id for each in call.findings if each.subject and each.subject.user_id == user_id}
+    of_others = {each.finding_id for each in call.findings} - of_user
     async with pool.acquire() as conn:
         await conn.execute("DELETE FROM observation")
 
@@ -243,6 +270,8 @@ async def test_a_finding_no_projection_finds_any_more(pool: Pool) -> None:
         stored = {str(row["finding_id"]) for row in await conn.fetch("SELECT finding_id FROM finding")}
     assert stored == {each.finding_id for each in after.findings}
     assert len(stored) == len(call.findings)
+    assert of_user and of_others
+    assert of_others == stored & (of_user | of_others)
     assert user_id not in json.dumps(await everything(pool))
 
 
