@@ -6,7 +6,10 @@ Stage 5: what every finding and cause means, in words: the rule, what it rests o
 
 from msgspec import Struct
 
+from rtc_appservice.core.fallback import WITH_JOIN
 from rtc_appservice.core.model import FallbackCause, FindingKind, Outcome
+
+_WITH_JOIN = f"{WITH_JOIN.total_seconds():g} s"
 
 
 class Meaning(Struct, frozen=True, kw_only=True):
@@ -33,7 +36,7 @@ CAUSES: dict[FallbackCause, Meaning] = {
     FallbackCause.FOLLOWED: Meaning(
         rule=(
             "Another device's room key came first, and this device shows signs of to-device: a to-device key of its "
-            "own, the padded form, or it was present with others for more than 5 s and silent until that key."
+            f"own, the padded form, or it had been in the call for more than {_WITH_JOIN} when its first room key came."
         ),
         rests_on="the earlier room key (`caused_by`), deliveries, the base64 form",
         does_not_mean="that this client needs the backup: without the device it followed it would have stayed silent.",
@@ -54,8 +57,8 @@ CAUSES: dict[FallbackCause, Meaning] = {
     ),
     FallbackCause.ROOM_ONLY_CLIENT: Meaning(
         rule=(
-            "Unpadded keys, or no `sent_ts`, or several keys in one event; the first within 5 s of its own join; no "
-            "sign of to-device in the call."
+            f"Unpadded keys, or no `sent_ts`, or several keys in one event; the first within {_WITH_JOIN} of its own "
+            "join; no sign of to-device in the call."
         ),
         rests_on="the room key event and its moment; sealed, a host that refuses looks the same",
         does_not_mean="a wrong setting for certain: js-sdk before 37.4 knows nothing else, later ones may have it off.",
