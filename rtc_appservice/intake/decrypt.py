@@ -156,7 +156,7 @@ def open_event(event: dict[str, Any], keyring: Keyring, reading: Reading) -> Non
     content, room_id, event_id = event["content"], RoomId(event["room_id"]), event["event_id"]
     session_id = content["session_id"]
     try:
-        text, session = keyring.open_megolm(room_id, session_id, content["ciphertext"], event_id)
+        text, index, session = keyring.open_megolm(room_id, session_id, content["ciphertext"])
         plaintext = _parse(text)
         inner = plaintext.get("content")
         if not isinstance(inner, dict):
@@ -165,6 +165,7 @@ def open_event(event: dict[str, Any], keyring: Keyring, reading: Reading) -> Non
             raise CannotOpen(UndecryptableReason.WRONG_ROOM)
         if session.owner != event["sender"]:
             raise CannotOpen(UndecryptableReason.WRONG_SENDER)
+        keyring.take_place(session_id, index, event_id)
     except CannotOpen as fault:
         reading.unread_events.append(
             UnreadEvent(

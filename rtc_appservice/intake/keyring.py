@@ -86,7 +86,10 @@ class Keyring:
         for session in self.olm_sessions.get(sender_key, ()):
             if session.matches(message, sender_key):
                 return self._decrypt(sender_key, session, message)
-        session = InboundSession(self.account, message, sender_key)
+        # The sender's key is compared afterwards: given it, libolm (3.2.16) reads address 0 if the message has none.
+        session = InboundSession(self.account, message)
+        if not session.matches(message, sender_key):
+            raise CannotOpen(UndecryptableReason.OLM_FAILED)
         text = self._decrypt(sender_key, session, message)
         # Only now: a message that cannot be opened uses up no one-time key.
         try:
@@ -141,8 +144,8 @@ class Keyring:
         self.megolm_sessions[(room_id, session_id)] = self.changes.megolm_sessions[(room_id, session_id)] = kept
         return True
 
-    def open_megolm(self, room_id: RoomId, session_id: str, text: str, event_id: str) -> tuple[str, MegolmSession]:
-        """Open a Megolm event; raises CannotOpen."""
+    def open_megolm(self, room_id: RoomId, session_id: str, text: str) -> tuple[str, int, MegolmSession]:
+        """Open a Megolm event, and give its place in the session, too; raises CannotOpen."""
         known = self.megolm_sessions.get((room_id, session_id))
         if known is None:
             raise CannotOpen(UndecryptableReason.MISSING_SESSION)
@@ -153,12 +156,20 @@ class Keyring:
             raise CannotOpen(
                 UndecryptableReason.BEFORE_SESSION if is_early else UndecryptableReason.MEGOLM_FAILED
             ) from None
+        return str(plaintext), index, known
+
+    def take_place(self, session_id: str, index: int, event_id: str) -> None:
+        """
+        Note that an event has a place in a Megolm session; raises CannotOpen if it is another's.
+
+        Only for one that is where and from whom it has to be: anybody can send a copy of somebody's ciphertext, which
+        must not make a replay of the original.
+        """
         first = self.indices.get((session_id, index))
         if first is None:
             self.indices[(session_id, index)] = self.changes.indices[(session_id, index)] = event_id
         elif first != event_id:
             raise CannotOpen(UndecryptableReason.REPLAYED)
-        return str(plaintext), known
 
     def take(self, text: str) -> bool:
         """Note a to-device ciphertext as taken; tells whether it had not been. The same may come by `/sync` too."""
