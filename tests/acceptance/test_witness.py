@@ -15,6 +15,7 @@ from rtc_appservice.core.model import Membership, RoomId, ToDeviceKey
 from rtc_appservice.demo import synapse
 from rtc_appservice.intake.call_api import CallApi
 from rtc_appservice.intake.call_form import OwnMembership
+from rtc_appservice.intake.device_api import DeviceApi
 from rtc_appservice.store.audited_rooms import want_room, want_witness
 from rtc_appservice.store.pool import Pool
 from tests.acceptance.callers import (
@@ -180,6 +181,45 @@ async def test_leaves_though_the_answer_to_its_join_was_lost(
         await until(lambda: in_call(alice, room_id), "the device joined the call")
         await alice.call(room_id, live=False)
         await until(lambda: was_in_call(alice, room_id), "the device left with the last")
+
+
+async def test_says_that_it_takes_part_though_that_failed_at_first(
+    homeserver: Homeserver, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is watched unawares: what the homeserver did not take is said again, and once it is said, no more."""
+    tried: list[str] = []
+
+    async def refused_at_first(api: DeviceApi, room_id: RoomId, text: str) -> None:
+        tried.append(text)
+        if len(tried) == 1:
+            raise TimeoutError
+        await say(api, room_id, text)
+
+    say = DeviceApi.say
+    monkeypatch.setattr(DeviceApi, "say", refused_at_first)
+    # It looks at the call again soon.
+    monkeypatch.setattr("rtc_appservice.intake.witness.SIGN_OF_LIFE_SECONDS", 1.0)
+    address, path, port = homeserver
+    notice = "I take part."
+    async with (
+        sender(address, "told") as alice,
+        running_service(pool, address, path, port, witness_notice=notice) as service,
+    ):
+        room_id = await asked_into(service, alice)
+        await alice.call(room_id)
+        await until(partial(said, alice, room_id, notice), "the room was told")
+        await alice.call(room_id, live=False)
+        await until(lambda: was_in_call(alice, room_id), "the device left with the last")
+        found = await said(alice, room_id, notice)
+
+    assert (1, [notice] * 2) == (found, tried)
+
+
+async def said(caller: Sender, room_id: RoomId, text: str) -> int:
+    """Count how often the device said something in a room."""
+    path = ApiPath.v3.rooms[room_id].messages
+    answer = await caller.client.api.request(Method.GET, path, query_params={"dir": "b", "limit": "200"})
+    return sum(event["sender"] == BOT and event["content"].get("body") == text for event in answer["chunk"])
 
 
 async def test_goes_when_it_is_put_out(homeserver: Homeserver, pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
