@@ -80,6 +80,7 @@ def run(config_path: Path) -> None:
     from rtc_appservice import logs, service
 
     config, registered = _checked(config_path)
+    config.auditor.require()
     logs.configure(config.logging.level, config.logging.format)
     # asyncio takes over in a moment; until then, and while PostgreSQL stops, a SIGTERM must not leave it behind.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
@@ -144,7 +145,10 @@ def new_config(path: Path, address: str | None, domain: str | None) -> None:
 def check(config_path: Path) -> None:
     """Say whether the configuration and the registration it names can be used."""
     config, registered = _checked(config_path)
+    config.auditor.require()
     path = config.appservice.registration
+    for doubt in config.auditor.doubts():
+        click.echo(f"Warning: {config_path}: {doubt}", err=True)
     for doubt in registered.doubts(domain=config.homeserver.domain, port=config.appservice.port):
         click.echo(f"Warning: {path}: {doubt}", err=True)
     click.echo(f"{config_path} and {path} can be used; {registered.shown}")

@@ -6,6 +6,7 @@ environment as `RTC_APPSERVICE_SECTION__KEY`, which wins over the file; a secret
 """
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,7 @@ from rtc_appservice.config_values import (
     reveal,
 )
 from rtc_appservice.core.model import Settings
+from rtc_appservice.errors import ConfigError
 from rtc_appservice.files import PLACEHOLDER
 
 ENV_PREFIX = "RTC_APPSERVICE_"
@@ -111,6 +113,20 @@ class Auditor(Section):
         "member, keeps none, and neither sends nor receives media.",
         description="What it posts when it joins a call, where moderators asked it to; empty: nothing.",
     )
+
+    def require(self) -> None:
+        """Raise ConfigError where the device is wanted and what it needs is not installed."""
+        if self.enabled and find_spec("olm") is None:
+            raise ConfigError("auditor.enabled needs `pip install 'rtc-appservice[encryption]'` (olm is missing)")
+
+    def doubts(self) -> list[str]:
+        """Give what may be meant and probably is not, in words."""
+        if self.enabled and not self.invited_by and not self.rooms:
+            return [
+                "auditor.invited_by: is empty, so the device follows no invitation; name users or servers that may"
+                " invite it, unless `rtc-appservice room add` alone is to say where it goes"
+            ]
+        return []
 
 
 class Database(Section):

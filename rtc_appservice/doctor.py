@@ -131,11 +131,13 @@ class _Examination:
         try:
             self.config = load_config(path)
             self.registered = registration.load_usable(self.config.appservice.registration)
+            self.config.auditor.require()
         except ConfigError as error:
             text = judge.one_line(str(error))
             return judge.failed("configuration", text, "correct that; `rtc-appservice check` says it line by line")
         self.sender = UserId(f"@{self.registered.sender_localpart}:{self.config.homeserver.domain}")
         doubts = self.registered.doubts(domain=self.config.homeserver.domain, port=self.config.appservice.port)
+        doubts += self.config.auditor.doubts()
         doubtful = f", but {judge.one_line('; '.join(doubts))}" if doubts else ""
         used = f"{path} and {self.config.appservice.registration} can be used; {self.registered.shown}"
         return judge.ok("configuration", used + doubtful)

@@ -1,5 +1,6 @@
 """Ports: the error that says which one is taken, and by whom where the system tells."""
 
+import asyncio
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,14 @@ def listening(host: str, port: int, *, keys: str) -> Iterator[None]:
         else:
             reason = f"cannot be listened on: {error.strerror or type(error).__name__}"
         raise PortUnavailable(f"Port {port} on {host} {reason}; choose another one with {keys}.") from error
+
+
+async def require_port(host: str, port: int, *, keys: str) -> None:
+    """Listen on an address for a moment; raises `PortUnavailable` where that cannot be, as `listening` does."""
+    with listening(host, port, keys=keys):
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
+        server.close()
+        await server.wait_closed()
 
 
 def find_owner(port: int, proc: Path = Path("/proc")) -> str | None:

@@ -29,7 +29,7 @@ from rtc_appservice.intake.device_facts import Ask, asking, run_device_facts
 from rtc_appservice.intake.notifications import Post, posting, run_notifications
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
-from rtc_appservice.ports import listening
+from rtc_appservice.ports import listening, require_port
 from rtc_appservice.projector import Projector, Replayed, no_events, replay, run_projector
 from rtc_appservice.registration import Registration
 from rtc_appservice.store import migrate
@@ -41,6 +41,10 @@ from rtc_appservice.view.health import health_app
 from rtc_appservice.view.pages import Pages
 
 _log = logging.getLogger(__name__)
+
+#: What configures the addresses that are listened on.
+_ADMIN_KEYS = "metrics.hostname and metrics.listen_port"
+_HOMESERVER_KEYS = "appservice.hostname and appservice.port"
 
 
 @contextmanager
@@ -83,6 +87,8 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await open_pool(dsn, config.database.pool_size))
         metrics = Metrics(pool, [config.homeserver.domain], __version__)
+        # A start that is given up would leave the gap of a restart, which nobody ends.
+        await _require_ports(config)
         intake = await _open_intake(config, pool)
         events = event_maker(_terms(config), metrics.observe_misfit, metrics.observe_sampled_out)
         projector = await _projector(config, registration, pool, events)
@@ -124,6 +130,13 @@ async def replay_all(config: Config, registration: Registration, dsn: str) -> Re
     # One connection follows the marks while the other projects.
     async with await open_pool(dsn, 2) as pool:
         return await replay(pool, await _projector(config, registration, pool), datetime.now(UTC))
+
+
+async def _require_ports(config: Config) -> None:
+    """Raise PortUnavailable where a port that is about to be listened on cannot be."""
+    if config.metrics.enabled:
+        await require_port(config.metrics.hostname, config.metrics.listen_port, keys=_ADMIN_KEYS)
+    await require_port(config.appservice.hostname, config.appservice.port, keys=_HOMESERVER_KEYS)
 
 
 async def _open_intake(config: Config, pool: Pool) -> TransactionIntake:
@@ -180,7 +193,7 @@ async def _admin_listener(config: Config, dsn: str, pool: Pool, metrics: Metrics
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        with listening(host, port, keys="metrics.hostname and metrics.listen_port"):
+        with listening(host, port, keys=_ADMIN_KEYS):
             await web.TCPSite(runner, host, port).start()
         yield
     finally:
@@ -212,7 +225,7 @@ async def _homeserver_listener(
     host, port = config.appservice.hostname, config.appservice.port
     try:
         live = await _own_device(config, registration, pool, intake, server)
-        with listening(host, port, keys="appservice.hostname and appservice.port"):
+        with listening(host, port, keys=_HOMESERVER_KEYS):
             await server.start(host, port)
         as_sender = (server.server, server.as_token, server.open_client(), server.bot_mxid)
         room = config.notifications.room_id
@@ -227,12 +240,8 @@ async def _own_device(
     """Load the service's own device, or make it; give what lets it live. It reads from the first transaction on."""
     if not config.auditor.enabled:
         return _nothing
-    try:
-        from rtc_appservice.intake.auditor import Auditor, auditor_terms
-    except ImportError as error:
-        raise ConfigError(
-            f"auditor.enabled needs `pip install 'rtc-appservice[encryption]'` ({error.name} is missing)"
-        ) from error
+    from rtc_appservice.intake.auditor import Auditor, auditor_terms
+
     name = ServerName(config.homeserver.domain)
     terms = auditor_terms(
         address=config.homeserver.address,

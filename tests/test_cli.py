@@ -120,6 +120,22 @@ def test_check_says_what_is_shown(installed: Path) -> None:
     assert "room events are shown, to-device envelopes are not" in rooms.stdout
 
 
+def test_a_device_that_cannot_be_is_said_before_the_start(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what it needs `check` and `run` fail and say how to install it; nobody who may invite it is a warning."""
+    monkeypatch.setenv("RTC_APPSERVICE_AUDITOR__ENABLED", "true")
+    uninvited = call("check")
+    monkeypatch.setenv("RTC_APPSERVICE_AUDITOR__INVITED_BY", "example.org")
+    invited = call("check")
+    monkeypatch.setitem(sys.modules, "olm", None)
+    for command in ("check", "run"):
+        result = call(command)
+        assert 1 == result.exit_code
+        assert "auditor.enabled needs `pip install 'rtc-appservice[encryption]'`" in result.stderr
+
+    assert (0, 0, "") == (uninvited.exit_code, invited.exit_code, invited.stderr)
+    assert "Warning: config.yaml: auditor.invited_by: is empty" in uninvited.stderr
+
+
 def test_check_and_run_refuse_the_sample(installed: Path) -> None:
     """Placeholder tokens are known to everybody; the message says how to get others."""
     sample = Path(__file__).parent.parent / "registration.yaml"

@@ -47,12 +47,16 @@ class Service:
             config["database"] = {"url": dsn, "pool_size": 2}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
-    async def start(self) -> Process:
-        """Start the process and wait until it is ready."""
+    async def spawn(self) -> Process:
+        """Start the process."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RTC_APPSERVICE_")}
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "rtc_appservice", "run", cwd=self._folder, env=environment, stdout=PIPE, stderr=PIPE
         )
+
+    async def start(self) -> Process:
+        """Start the process and wait until it is ready."""
+        process = await self.spawn()
         async with asyncio.timeout(START_SECONDS), aiohttp.ClientSession() as session:
             while not await self._is_ready(session):
                 assert process.returncode is None, (await process.communicate())[1].decode()
@@ -158,6 +162,19 @@ async def test_a_restart_is_a_gap(service: Service, pool: Pool) -> None:
     report = await read_report(pool, since=None, homeserver=None, now=datetime.now(UTC))
 
     assert {GapReason.SERVICE_DOWN, GapReason.TO_DEVICE_LOST} <= {gap.reason for gap in report.gaps}
+
+
+async def test_a_start_that_is_given_up_is_no_gap(service: Service, pool: Pool) -> None:
+    """Started once more by mistake, the second process ends by the port in use, and the first has missed nothing."""
+    process = await service.start()
+    second = await service.spawn()
+    _, errors = await asyncio.wait_for(second.communicate(), START_SECONDS)
+    await stop(process)
+    report = await read_report(pool, since=None, homeserver=None, now=datetime.now(UTC))
+
+    assert 1 == second.returncode
+    assert b"is in use by" in errors
+    assert [] == list(report.gaps)
 
 
 async def test_without_a_database_url_it_brings_its_own(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Stage 7: one call for a reader: its timeline, and the matrix of who owed whom a key and what came of it."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from io import StringIO
@@ -40,7 +41,7 @@ def render_call_text(told: CallExplanation, *, width: int = 120) -> str:
     _print_timeline(console, told.timeline)
     _print_matrix(console, told.owed)
     _print_undelivered(console, told.owed)
-    return out.getvalue()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in out.getvalue().splitlines())).rstrip() + "\n"
 
 
 def _print_timeline(console: Console, timeline: Sequence[TimelineEntry]) -> None:

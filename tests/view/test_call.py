@@ -69,7 +69,8 @@ def test_the_text_shows_who_owed_whom() -> None:
     assert "owed by \\ to" in text
     assert "R room_event" in text
     assert "sent key 0 in the room" in text
-    assert all(len(line) <= 120 for line in text.splitlines())
+    assert all(len(line) <= 120 and line == line.rstrip() for line in text.splitlines())
+    assert "\n\n\n" not in text
 
 
 def test_json_comes_back() -> None:
