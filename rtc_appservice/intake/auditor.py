@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import aiohttp
+from mautrix.errors import MatrixRequestError
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -317,10 +318,21 @@ class Auditor:
     async def _read_again(self) -> None:
         await self._sealed.sessions_came.wait()
         self._sealed.sessions_came.clear()
-        async with self._database() as conn:
-            waiting = await crypto.readable_now(conn, self._homeserver_id, _AT_ONCE)
-        for unread in waiting:
-            await self._read_one_again(unread.room_id, unread.event_id)
+        fault: BaseException | None = None
+        try:
+            async with self._database() as conn:
+                waiting = await crypto.readable_now(conn, self._homeserver_id, _AT_ONCE)
+            for unread in waiting:
+                try:
+                    await self._read_one_again(unread.room_id, unread.event_id)
+                except MatrixRequestError as error:  # of this event: those behind it are not kept waiting
+                    fault = error
+            if fault is not None:
+                raise fault
+        except BaseException:
+            # What failed is tried again, not only when another session comes.
+            self._sealed.sessions_came.set()
+            raise
         if len(waiting) == _AT_ONCE:
             self._sealed.sessions_came.set()
 
@@ -333,7 +345,6 @@ class Auditor:
             event = await self._api.event(room_id, event_id)
         except RequestFailed as error:
             if not is_gone(error):
-                self._sealed.sessions_came.set()
                 raise
             async with self._database() as conn:
                 await crypto.drop_unread(conn, self._homeserver_id, event_id)

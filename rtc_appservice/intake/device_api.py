@@ -24,6 +24,8 @@ QUIET = TraceLogger("rtc_appservice.intake.quiet", logging.CRITICAL)
 
 #: Longest wait of one `/sync`, in milliseconds.
 SYNC_TIMEOUT_MS = 30_000
+#: How long the homeserver asks others for keys: it then answers without theirs, before we give it up.
+QUERY_TIMEOUT_MS = 3_000
 #: To-device messages and key counts alone.
 SYNC_FILTER = json.dumps(
     {"presence": {"not_types": ["*"]}, "account_data": {"not_types": ["*"]}, "room": {"rooms": []}}
@@ -108,7 +110,7 @@ class DeviceApi:
 
     async def query_keys(self, users: Collection[UserId]) -> dict[str, Any]:
         """Give what the homeserver says of the devices and identities of users."""
-        content = {"device_keys": {user: [] for user in users}, "timeout": 5000}
+        content = {"device_keys": {user: [] for user in users}, "timeout": QUERY_TIMEOUT_MS}
         return _table_of(await self._api.request(Method.POST, Path.v3.keys.query, content))
 
     # --- reading -------------------------------------------------------------------------------

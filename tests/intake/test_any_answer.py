@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -112,9 +112,11 @@ class Homeserver:
         self.status = 200
         self.body = b"{}"
         self.address = ""
+        self.requests = 0
 
     async def answer(self, _request: web.Request) -> web.Response:
         """Answer."""
+        self.requests += 1
         return web.Response(body=self.body, status=self.status, content_type="application/json")
 
 
@@ -182,6 +184,22 @@ async def test_odd_answers_are_failed_requests(
     known = await Identities(api).learn([ALICE], NOON)
 
     assert known in ({}, {ALICE: Identity()})
+
+
+async def test_who_cannot_be_asked_about_is_not_asked_about_each_time(homeserver: Homeserver, api: DeviceApi) -> None:
+    """A transaction waits for the answer: one sender whose server does not answer would slow every one of theirs."""
+    identities = Identities(api)
+    homeserver.status = 502
+    first, again = await identities.learn([ALICE], NOON), await identities.learn([ALICE], NOON)
+    asked = homeserver.requests
+    homeserver.status = 200
+    answered = await identities.learn([ALICE], NOON + timedelta(minutes=2))
+    homeserver.status = 502
+    later = await identities.learn([ALICE], NOON + timedelta(minutes=20))
+
+    assert ({}, {}, 1) == (first, again, asked)
+    assert {ALICE: Identity()} == answered == later
+    assert 3 == homeserver.requests
 
 
 async def test_what_is_nested_deep_does_not_stop_the_sync(homeserver: Homeserver, api: DeviceApi) -> None:

@@ -29,7 +29,8 @@ def mallory(ours: Keyring) -> Peer:
 
 def reasons(reading: Reading) -> list[str]:
     """Give why messages and events were not opened."""
-    return [reason for _, reason in reading.unread_messages] + [event.reason for event in reading.unread_events]
+    found = [reason for _, reason in reading.unread_messages] + [event.reason for event in reading.unread_events]
+    return [str(reason) for reason in found]
 
 
 def test_a_first_message_without_its_senders_key(ours: Keyring, mallory: Peer) -> None:
