@@ -4,13 +4,24 @@ import asyncio
 import json
 import logging
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
 from rtc_appservice.core import notices
-from rtc_appservice.core.model import CallReport, DeviceId, DeviceTrust, HeldEnvelope, Observation, ServerName, UserId
+from rtc_appservice.core.model import (
+    CallReport,
+    DeviceId,
+    DeviceTrust,
+    FallbackCause,
+    HeldEnvelope,
+    Observation,
+    RoomKey,
+    ServerName,
+    UserId,
+)
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import InputError
 from rtc_appservice.export.events import Terms as ExportTerms
@@ -273,6 +284,35 @@ async def test_a_finding_no_projection_finds_any_more(pool: Pool) -> None:
     assert of_user and of_others
     assert of_others == stored & (of_user | of_others)
     assert user_id not in json.dumps(await everything(pool))
+
+
+async def test_a_cause_that_rests_on_earlier_calls(pool: Pool) -> None:
+    """That the device sent by to-device before is known of the tombstone, too: its fallback keeps cause and id."""
+    observations = [each for intake in read("legacy-only") for each in intake.observations]
+    (first, *_) = [(each.event_at, each.body) for each in observations if isinstance(each.body, RoomKey)]
+    service = await Service.open(pool)
+    async with pool.acquire() as conn:
+        await conn.execute(
+            """
+            INSERT INTO to_device_history (homeserver_id, user_id, device_id, call_id, at)
+            VALUES ($1, $2, $3, 'an earlier call', $4)
+            """,
+            service.homeserver_id,
+            first[1].sender,
+            first[1].device_id,
+            first[0] - timedelta(days=1),
+        )
+    service = await played(pool, "legacy-only")
+    before = [fallback.cause for call in await service.calls() for fallback in call.fallbacks]
+
+    await forgotten(service, first[1].sender)
+
+    after = [fallback.cause for call in await service.calls() for fallback in call.fallbacks]
+    now = await service.dump()
+    assert FallbackCause.GAVE_UP in before
+    assert before == after
+    assert 0 == (await replay(pool, service.projector, service.now)).failed
+    assert now == await service.dump()
 
 
 async def test_the_device_of_the_service(pool: Pool) -> None:
