@@ -183,9 +183,7 @@ async def _project(
     first_day = day_of(rebuildable_since + timedelta(days=1))
     unsettled = await projection.oldest_unsettled(conn, claim.room_key, rebuildable_since)
     open_since = await findings.oldest_open_of_room(conn, claim.room_key, first_day)
-    reasons = [at for at in (claim.oldest_news_at, unsettled) if at is not None]
-    if open_since is not None:
-        reasons.append(day_of(open_since))
+    reasons = [at for at in (claim.oldest_news_at, unsettled, open_since) if at is not None]
     if not reasons:
         await projection.set_due(conn, claim.room_key, None)
         return None

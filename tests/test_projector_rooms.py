@@ -143,6 +143,27 @@ async def test_known_later(pool: Pool) -> None:
     assert await counted(pool) == totals_before
 
 
+async def test_a_day_that_is_only_partly_looked_at(pool: Pool) -> None:
+    """News of later days are projected with what came shortly before: a day of which that is a part stays as told."""
+    service, scene = await Service.open(pool), Scene()
+    for seconds in (3600, 41400, 3 * DAY):  # 13:00 and 23:30, and noon three days later
+        scene.room_key("mallory", seconds)
+    *earlier, last = each(scene)
+    for intake in earlier:
+        await service.take(intake)
+    for seconds in (2 * DAY, 3 * DAY):
+        await service.advance(at(seconds))
+        await service.project()
+    await service.take(last)
+    await service.project()
+
+    async with pool.acquire() as conn:
+        assert await conn.fetchval("SELECT count(*) FROM finding WHERE revision IS NOT NULL") == 0
+    first = [one.details["count"] for one in await stored(service) if one.at < at(DAY)]
+    assert first
+    assert set(first) == {2}
+
+
 async def test_a_call_that_turns_up(pool: Pool) -> None:
     """What looked stray is of a call after all: the open finding goes, and the call's own comes."""
     service, scene = await Service.open(pool), Scene()
