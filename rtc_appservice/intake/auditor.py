@@ -46,6 +46,8 @@ LOOK_SECONDS = 5.0
 RETRY_SECONDS = 5.0
 #: A room that could not be entered is tried again after this.
 REFUSED_SECONDS = 60.0
+#: Synapse's `/sync` brings no more to-device messages at once; then others may wait.
+SYNC_MESSAGES = 100
 #: Behind the last answer by more than this, what `/sync` brings was sent before it could be read.
 BEHIND = timedelta(seconds=10)
 _AT_ONCE = 100
@@ -147,6 +149,7 @@ class Auditor:
             Invitations(terms.invited_by),
             lambda users: identities.learn(users, self._clock()),
         )
+        self._sealed.is_behind = True
         self._sealed.rooms_changed.set()
         self._sealed.sessions_came.set()
         self._sealed.calls_changed |= self.own.rooms
@@ -196,11 +199,12 @@ class Auditor:
         received_at = self._clock()
         since = self._synced_at
         to_device = answer.get("to_device")
-        events = to_device.get("events") if isinstance(to_device, dict) else None
+        found = to_device.get("events") if isinstance(to_device, dict) else None
+        events = found if isinstance(found, list) else []
         user_id, device_id = self.own.device
         messages = [
             {**event, "to_user_id": user_id, "to_device_id": device_id}
-            for event in (events if isinstance(events, list) else ())
+            for event in events
             if isinstance(event, dict) and is_text(event)
         ]
         next_batch = text_of(answer, "next_batch")
@@ -222,6 +226,7 @@ class Auditor:
             async with self._database() as conn:
                 await crypto.save_sync_token(conn, self._homeserver_id, next_batch, received_at)
         self._synced_at = received_at
+        self._sealed.is_behind = len(events) >= SYNC_MESSAGES
         counts = answer.get("device_one_time_keys_count")
         count = counts.get("signed_curve25519", 0) if isinstance(counts, dict) else None
         if isinstance(count, int):
@@ -230,8 +235,10 @@ class Auditor:
     async def _sync_or_note(self) -> None:
         try:
             await self._sync()
-        except RequestFailed:
-            await self._note_not_synced()
+        except BaseException as error:
+            self._sealed.is_behind = True
+            if isinstance(error, RequestFailed):
+                await self._note_not_synced()
             raise
 
     async def _note_not_synced(self) -> None:

@@ -29,6 +29,8 @@ from rtc_appservice.store.gaps import record_gaps
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.undecryptable import UnreadRow
 
+_TO_DEVICE = ("to_device", "de.sorunome.msc2409.to_device")
+
 
 class OtherSecret(RtcAppserviceError):
     """The keys of the service's device are encrypted in the database under another deployment secret."""
@@ -74,14 +76,24 @@ class OwnDevice:
         except OlmAccountError as error:
             raise OtherSecret from error
 
+    def is_for(self, message: Any) -> bool:
+        """Tell whether a to-device message is for the device."""
+        return isinstance(message, dict) and (message.get("to_user_id"), message.get("to_device_id")) == self.device
+
     def concerns(self, body: dict[str, Any]) -> bool:
         """Tell whether a transaction holds something for the device, or sealed in a room it is in."""
-        user_id, device_id = self.device
-        for name in ("to_device", "de.sorunome.msc2409.to_device"):
-            for message in _dicts(body.get(name)):
-                if message.get("to_user_id") == user_id and message.get("to_device_id") == device_id:
-                    return True
+        if any(self.is_for(message) for name in _TO_DEVICE for message in _dicts(body.get(name))):
+            return True
         return any(event["room_id"] in self.rooms for event in sealed_events(body))
+
+    def without_messages(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Give a transaction without what it holds for the device alone."""
+        kept = {
+            name: [message for message in body[name] if not self.is_for(message)]
+            for name in _TO_DEVICE
+            if isinstance(body.get(name), list)
+        }
+        return {**body, **kept}
 
     async def load(self, conn: Connection, body: dict[str, Any]) -> Keyring:
         """Give the keys a transaction asks for; they are held until the database transaction ends."""

@@ -168,6 +168,8 @@ class TransactionIntake:
         return intake
 
     async def _take_body(self, body: dict[str, Any], received_at: datetime, watermark_at: datetime | None) -> Intake:
+        if self.sealed is not None:
+            body = self.sealed.in_order(body)
         if self.sealed is not None and self.sealed.concerns(body):
             try:
                 return await self._take_sealed(self.sealed, body, received_at, watermark_at)
