@@ -55,11 +55,16 @@ def list_rooms(config_path: Path, form: Format) -> None:
     from rtc_appservice.store.audited_rooms import audited_rooms
     from rtc_appservice.store.crypto import count_unread
 
-    rooms = _with_store(load_config(config_path), audited_rooms)
-    unread = _with_store(load_config(config_path), count_unread)
+    config = load_config(config_path)
+    rooms = _with_store(config, audited_rooms)
+    unread = _with_store(config, count_unread)
     if form == "json":
         click.echo(msgspec.json.encode({"rooms": rooms, "unread_events": unread}))
         return
+    if not rooms:
+        click.echo(
+            "the device is in no room; have somebody of auditor.invited_by invite it, or use `room add`", err=True
+        )
     for found in rooms:
         state = "leaving" if not found.wanted else "entering" if found.joined_at is None else "in"
         click.echo(f"{found.room_id}  {state}{', takes part in calls' if found.witness else ''}")
@@ -120,7 +125,7 @@ def renew_device(config_path: Path) -> None:
     from rtc_appservice.store.crypto import forget_device
 
     _with_store(load_config(config_path), forget_device)
-    click.echo("the service makes a new device when it starts")
+    click.echo("the service makes a new device when it starts; one that runs has to be restarted for that")
 
 
 def _want(room_id: str, config_path: Path, *, wanted: bool) -> None:

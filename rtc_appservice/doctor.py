@@ -264,7 +264,9 @@ class _Examination:
         if self.probe is not None:
             return judge.judge_device(self.probe.device[1], await self.probe.facts())
         if self.listening is Listening.SERVICE:
-            return judge.failed("device", "the running service has made none yet", "see its log")
+            return judge.failed(
+                "device", "the running service has made none yet", "after `new-device`, restart it; else see its log"
+            )
         return judge.skipped("device", "there is none yet: `run` makes it at its first start")
 
     async def _round_trip(self) -> Check:

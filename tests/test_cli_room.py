@@ -50,6 +50,7 @@ def rooms(path: Path) -> dict[str, tuple[bool, bool]]:
 async def test_rooms(config_path: Path) -> None:
     """What is asked for is listed, and a running service follows it."""
     assert {} == rooms(config_path)
+    assert "the device is in no room" in run(config_path, "room", "list").stderr
     assert 0 == run(config_path, "room", "add", ROOM).exit_code
     assert {ROOM: (True, False)} == rooms(config_path)
     assert 0 == run(config_path, "room", "witness", ROOM, "on").exit_code

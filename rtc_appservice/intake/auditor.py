@@ -105,6 +105,13 @@ def auditor_terms(
     )
 
 
+#: What to do about a room that the device is refused.
+_ROOM_HINT = (
+    "is the room there, and is the device's user invited? `rtc-appservice room list` shows which rooms wait;"
+    " `rtc-appservice room remove` has it give one up"
+)
+
+
 class Auditor:
     """The device, alive."""
 
@@ -187,7 +194,8 @@ class Auditor:
             try:
                 await self._enter(await self._api.join(name))
             except RequestFailed as error:
-                _log.warning("a room of the configuration could not be joined", extra=describe(error))
+                fault = "a room of the configuration could not be joined"
+                _log.warning(fault, extra={**describe(error), "hint": _ROOM_HINT})
 
     # --- /sync ---------------------------------------------------------------------------------
 
@@ -270,12 +278,18 @@ class Auditor:
                 await self._tend(room)
             except RequestFailed as error:
                 self._not_before[room.room_id] = time.monotonic() + REFUSED_SECONDS
-                _log.warning("a room could not be joined, told or left", extra=describe(error))
+                fault = "a room could not be joined, told or left"
+                _log.warning(fault, extra={**describe(error), "hint": _ROOM_HINT})
+                _log.debug(fault, extra={"room_id": room.room_id})
 
     async def _tend(self, room: audited_rooms.AuditedRoom) -> None:
         if not room.wanted:
             await self._witness.withdraw(room.room_id)
-            await self._api.leave(room.room_id)
+            try:
+                await self._api.leave(room.room_id)
+            except RequestFailed as error:
+                if room.joined_at is not None or not is_gone(error):
+                    raise  # one that it never entered need not be left
             async with self._database() as conn:
                 await audited_rooms.drop_room(conn, self._homeserver_id, room.room_id)
             self.own.rooms.discard(room.room_id)

@@ -155,7 +155,7 @@ async def _keep_looking(
         except _FAILURES as error:
             seconds = wait_after(failures)
             failures += 1
-            hint = "is the registration's sender invited to notifications.room_id?"
+            hint = "is notifications.room_id a room, and is the registration's sender invited there?"
             _log.warning(
                 "notices could not be posted", extra={**describe(error), "retry_seconds": seconds, "hint": hint}
             )

@@ -6,6 +6,7 @@ What the device has to do afterwards (join, read again, take part) is only noted
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -17,8 +18,11 @@ from rtc_appservice.intake.decrypt import Reading, messages_for, open_transactio
 from rtc_appservice.intake.device_keys import Identity
 from rtc_appservice.intake.keyring import Keyring
 from rtc_appservice.intake.own_device import OwnDevice
+from rtc_appservice.repeats import Repeats
 from rtc_appservice.store import audited_rooms
 from rtc_appservice.store.pool import Connection
+
+_log = logging.getLogger("rtc_appservice.intake")
 
 #: Room state by which a room's moderators ask the device into its calls: `{"enabled": true}`.
 WITNESS_TYPE = "rtc_appservice.witness"
@@ -57,6 +61,7 @@ class SealedIntake:
         self.call_changed = asyncio.Event()
         #: Set while messages of before may wait at the homeserver, for `/sync` to bring.
         self.is_behind = False
+        self._repeats = Repeats()
 
     def in_order(self, body: dict[str, Any]) -> dict[str, Any]:
         """
@@ -97,7 +102,7 @@ class SealedIntake:
                 await audited_rooms.mark_joined(conn, self._homeserver_id, room_id, at)
             elif change == "leave":
                 await audited_rooms.drop_room(conn, self._homeserver_id, room_id)
-            else:
+            elif change != "uninvited":
                 await audited_rooms.want_witness(conn, self._homeserver_id, room_id, witness=change == "witness")
 
     def committed(self, body: dict[str, Any], reading: Reading, intake: Intake) -> None:
@@ -107,6 +112,8 @@ class SealedIntake:
                 self.own.rooms.add(room_id)
             elif change == "leave":
                 self.own.rooms.discard(room_id)
+            elif change == "uninvited":
+                self._say_uninvited(room_id)
             self.rooms_changed.set()
             self.note_call(room_id)
         if reading.sessions:
@@ -139,7 +146,11 @@ class SealedIntake:
         return {**body, "events": [event for event in sealed_events(body) if event["room_id"] in rooms]}
 
     def _changes(self, body: dict[str, Any]) -> Iterator[tuple[RoomId, str]]:
-        """Yield (room, `invite`, `join`, `leave`, `witness` or `no_witness`): what events say to the device itself."""
+        """
+        Yield (room, what events say to the device itself), in order.
+
+        That is `invite`, `uninvited` (by somebody it does not follow), `join`, `leave`, `witness` or `no_witness`.
+        """
         events = body.get("events")
         for event in events if isinstance(events, list) else ():
             if not isinstance(event, dict):
@@ -153,9 +164,17 @@ class SealedIntake:
                 yield RoomId(room_id), "witness" if content.get("enabled") is True else "no_witness"
 
     def _own_membership(self, room_id: RoomId, membership: Any, sender: Any) -> Iterator[tuple[RoomId, str]]:
-        if membership == "invite" and isinstance(sender, str) and self._invitations.accept(sender):
-            yield room_id, "invite"
+        if membership == "invite" and isinstance(sender, str):
+            yield room_id, "invite" if self._invitations.accept(sender) else "uninvited"
         elif membership == "join":
             yield room_id, "join"
         elif membership in ("leave", "ban"):
             yield room_id, "leave"
+
+    def _say_uninvited(self, room_id: RoomId) -> None:
+        """Log an invitation that is not followed: who invited the device waits for it."""
+        count = self._repeats.note("uninvited")
+        if count is not None:
+            hint = "who invited it is not in auditor.invited_by; `rtc-appservice room add` has it enter all the same"
+            _log.warning("an invitation was not followed", extra={"count": count, "hint": hint})
+        _log.debug("an invitation was not followed", extra={"room_id": room_id})

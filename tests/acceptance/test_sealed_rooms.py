@@ -275,3 +275,23 @@ async def test_senders_that_exclude_unsigned_devices(homeserver: Homeserver, poo
         keys = await until(lambda: room_keys(service, room_id), "the room key was read")
 
     assert 1 == len(keys)
+
+
+async def test_a_room_that_it_cannot_enter_is_given_up(
+    homeserver: Homeserver, pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Added by mistake, it is refused with a word of what to do; removed again, it is forgotten."""
+    address, path, port = homeserver
+    room_id = RoomId("!nowhere:rtc.test")
+    async with running_service(pool, address, path, port) as service:
+        for wanted, there in ((True, 1), (False, 0)):
+            async with pool.acquire() as conn:
+                await want_room(conn, service.intake.homeserver_id, room_id, wanted=wanted)
+            service.auditor.look_at_rooms()
+            if wanted:
+                await until(lambda: "could not be joined" in caplog.text, "the room was refused")
+                service.auditor._not_before.clear()  # the time until the next try is over
+            count = "SELECT count(*) FROM crypto.room WHERE room_id = $1"
+            await until(lambda: equals(service.count(count, room_id), there), f"{there} rooms")  # noqa: B023
+
+    assert [True] == ["`rtc-appservice room list`" in vars(r)["hint"] for r in caplog.records if "joined" in r.message]

@@ -5,9 +5,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from rtc_appservice.core.model import DeviceId, KeyMark, Observation, RoomId, ServerName, ToDeviceKey, UserId
+from rtc_appservice.core.opened import Opened
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.intake.auditor import auditor_terms, date_back
-from rtc_appservice.intake.sealed import Invitations
+from rtc_appservice.intake.decrypt import Reading
+from rtc_appservice.intake.own_device import OwnDevice
+from rtc_appservice.intake.sealed import Invitations, SealedIntake
+
+from .reading_device import nothing_known
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -58,6 +63,30 @@ def test_keys_that_waited_are_not_late(sent: float | None, dated: float) -> None
 def test_invitations(sender: str, accepted: bool) -> None:
     """Whole servers, and users of others, may invite the device; nobody else."""
     assert accepted is Invitations(["example.org", "@ann:example.com"]).accept(sender)
+
+
+@pytest.mark.parametrize(("allowed", "said"), [([], 1), (["example.org"], 0)])
+def test_an_invitation_that_is_not_followed_is_said(
+    allowed: list[str], said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who invited the device waits; the log says what to do, once in a while, and names nobody."""
+    own = OwnDevice(ServerName("lab.test"), 1, (UserId("@auditor:lab.test"), DeviceId("OURS")), b"a secret of the test")
+    sealed = SealedIntake(1, own, Invitations(allowed), nothing_known)
+    invitation = {
+        "type": "m.room.member",
+        "room_id": "!r:lab.test",
+        "sender": "@ann:example.org",
+        "state_key": "@auditor:lab.test",
+        "content": {"membership": "invite"},
+    }
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            assert sealed.concerns({"events": [invitation]})
+            sealed.committed({"events": [invitation]}, Reading(opened=Opened()), Intake())
+
+    assert said == sum("was not followed" in record.message for record in caplog.records)
+    assert all("auditor.invited_by" in vars(record)["hint"] for record in caplog.records)
+    assert not [word for word in ("@ann", "!r:") if word in "".join(str(vars(r)) for r in caplog.records)]
 
 
 def test_nobody_may_by_default() -> None:
