@@ -26,6 +26,7 @@ from rtc_appservice.core.model import (
 )
 from rtc_appservice.core.opened import Opened, Plaintext, is_one_of
 from rtc_appservice.core.strip import KEY_EVENT_TYPES, strip_key_event
+from rtc_appservice.core.undecryptable import withheld_code
 
 #: js-sdk's shortest key message has some 900 plaintext bytes of ids and keys, its longest under 2 kB with MSC4147
 #: device keys; in base64 with the Olm frame that stays within these bounds for ids up to 255 bytes.
@@ -165,7 +166,9 @@ class ToDeviceReader:
         room_id, session_id, code = (content.get(name) for name in ("room_id", "session_id", "code"))
         sender = message.get("sender")
         if is_id(sender) and is_id(room_id) and is_id(session_id) and is_id(code):
-            body = Withheld(sender=UserId(sender), code=code, session_key_id=self._keyed.identity(session_id))
+            body = Withheld(
+                sender=UserId(sender), code=withheld_code(code), session_key_id=self._keyed.identity(session_id)
+            )
             identity = self._keyed.identity("withheld", sender, room_id, session_id, code)
             self._add_to_device(body, RoomId(room_id), identity, received_at, found)
 

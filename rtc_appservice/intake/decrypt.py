@@ -19,7 +19,7 @@ from msgspec import Struct, field
 from rtc_appservice.core.fields import from_ms, is_id
 from rtc_appservice.core.model import Device, DeviceTrust, RoomId, UserId
 from rtc_appservice.core.opened import Opened, Plaintext
-from rtc_appservice.core.undecryptable import UndecryptableReason
+from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode, withheld_code
 from rtc_appservice.intake.device_keys import Identity, sealed_by
 from rtc_appservice.intake.keyring import CannotOpen, Keyring, message_id
 
@@ -49,7 +49,7 @@ class Reading(Struct):
     #: Megolm sessions that came, or came again from an earlier index: what waits for them can be opened now.
     sessions: set[tuple[RoomId, str]] = field(default_factory=set)
     #: Megolm sessions that are kept from the device, with the code that says why.
-    withheld: dict[tuple[RoomId, str], str] = field(default_factory=dict)
+    withheld: dict[tuple[RoomId, str], WithheldCode] = field(default_factory=dict)
 
 
 class SealedMessage(Struct, frozen=True):
@@ -91,7 +91,7 @@ def _take_withheld(body: dict[str, Any], device: Device, reading: Reading) -> No
         if message.get("type") in WITHHELD_TYPES and isinstance(content, dict):
             room_id, session_id, code = (content.get(name) for name in ("room_id", "session_id", "code"))
             if is_id(room_id) and is_id(session_id) and is_id(code):
-                reading.withheld[(RoomId(room_id), session_id)] = code
+                reading.withheld[(RoomId(room_id), session_id)] = withheld_code(code)
 
 
 def messages_for(body: dict[str, Any], device: Device, identity_key: str) -> Iterator[SealedMessage]:

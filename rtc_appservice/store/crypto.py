@@ -18,6 +18,8 @@ from rtc_appservice.store.undecryptable import UnreadRow
 #: The homeserver keeps a to-device message until `/sync` has taken it: longer ago none comes again. And no Megolm
 #: session is used for longer.
 TAKEN_RETENTION = timedelta(days=30)
+#: Devices change their Megolm sessions after a week, unless a room has them keep one for longer.
+UNUSED_RETENTION = timedelta(days=90)
 #: Observations older than this are dropped, so an event read by then would say nothing.
 UNREAD_RETENTION = timedelta(days=7)
 
@@ -325,6 +327,38 @@ async def prune(conn: Connection, homeserver_id: int, now: datetime) -> None:
         "DELETE FROM crypto.unread_event WHERE homeserver_id = $1 AND noted_at < $2",
         homeserver_id,
         now - UNREAD_RETENTION,
+    )
+    await _prune_sessions(conn, homeserver_id, now)
+
+
+async def _prune_sessions(conn: Connection, homeserver_id: int, now: datetime) -> None:
+    """
+    Drop Megolm sessions that nothing was opened with for long, and those of rooms the device is not in.
+
+    Anybody can hand over sessions for any room; after a day the device is in it, or not.
+    """
+    await conn.execute(
+        """
+        DELETE FROM crypto.megolm_session AS known
+        WHERE homeserver_id = $1 AND (received_at < $2 AND NOT EXISTS (
+            SELECT FROM crypto.megolm_index
+            WHERE homeserver_id = $1 AND session_id = known.session_id AND noted_at >= $2
+        ) OR received_at < $3 AND NOT EXISTS (
+            SELECT FROM crypto.room WHERE homeserver_id = $1 AND room_id = known.room_id
+        ))
+        """,
+        homeserver_id,
+        now - UNUSED_RETENTION,
+        now - timedelta(days=1),
+    )
+    await conn.execute(
+        """
+        DELETE FROM crypto.megolm_index WHERE homeserver_id = $1 AND noted_at < $2 AND session_id NOT IN (
+            SELECT session_id FROM crypto.megolm_session WHERE homeserver_id = $1
+        )
+        """,
+        homeserver_id,
+        now - timedelta(days=1),
     )
 
 

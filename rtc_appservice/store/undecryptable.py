@@ -33,7 +33,7 @@ class Undecryptable(Struct, frozen=True, kw_only=True):
 
 
 async def note_withheld(
-    conn: Connection, homeserver_id: int, withheld: Mapping[tuple[RoomId, str], str], at: datetime
+    conn: Connection, homeserver_id: int, withheld: Mapping[tuple[RoomId, str], WithheldCode], at: datetime
 ) -> list[WithheldCode]:
     """Note why Megolm sessions, given as (room, session id), do not come; give the codes of those that are new."""
     ordered = sorted(withheld)

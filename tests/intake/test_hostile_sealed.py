@@ -1,12 +1,18 @@
 """What others send to the service's device so that it fails or goes deaf, with real Olm and Megolm."""
 
 import base64
+from datetime import UTC, datetime
 
 import pytest
 
+from rtc_appservice.core.model import ServerName, Withheld
+from rtc_appservice.core.undecryptable import WithheldCode
+from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.intake.decrypt import Reading, open_transaction
 from rtc_appservice.intake.keyring import Changes, Keyring
 from tests.intake.olm_peer import Peer, body, our_keyring
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -67,3 +73,19 @@ def test_a_copy_makes_no_replay_of_the_original(ours: Keyring, alice: Peer, mall
 
     assert ["$event0", "$event1"] == list(reading.opened.events)
     assert ["wrong_sender", "before_session", "wrong_room"] == reasons(reading)
+
+
+def test_a_withheld_code_is_one_of_the_specification(ours: Keyring, mallory: Peer) -> None:
+    """Whatever else stands in its place is not kept: it is free text, of anybody's."""
+    planted = base64.b64encode(b"A MEDIA KEY 16 B").decode()
+    content = {"room_id": "!r", "session_id": "s", "code": planted, "algorithm": "m.megolm.v1.aes-sha2"}
+    addresses = {"sender": mallory.user, "to_user_id": ours.device[0], "to_device_id": ours.device[1]}
+    sent = body({"type": "m.room_key.withheld", **addresses, "content": content})
+    reading = open_transaction(sent, ours)
+    reader = TransactionReader(ServerName("lab.test"), b"a secret of the tests")
+    (observation,) = reader.read(sent, received_at=NOW, watched=set(), opened=reading.opened).observations
+
+    assert [WithheldCode.OTHER] == list(reading.withheld.values())
+    assert isinstance(observation.body, Withheld)
+    assert "other" == observation.body.code
+    assert planted not in repr(reading) + repr(observation)

@@ -125,7 +125,7 @@ async def test_withheld(device: ReadingDevice, code: str, counted: str) -> None:
         "events_undecryptable withheld": 2,
         f"megolm_sessions_withheld {counted}": 1,
     } == await device.totals()
-    assert {code: 2} == await device.waiting()
+    assert {counted: 2} == await device.waiting()
 
 
 async def test_withheld_after_the_event(device: ReadingDevice) -> None:

@@ -7,11 +7,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from rtc_appservice.core.wire import Intake
 from rtc_appservice.intake.auditor import Auditor, auditor_terms
 from rtc_appservice.intake.decrypt import Reading
 from rtc_appservice.intake.device_api import RequestFailed
 from rtc_appservice.intake.sealed import SealedIntake
-from rtc_appservice.intake.transaction import Intake, TransactionIntake
+from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.store.pool import Connection, Pool
 
 from .olm_peer import body
