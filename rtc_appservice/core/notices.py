@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec import Struct
 
 from rtc_appservice.core.model import CallReport, Finding, FindingKind, Readiness
-from rtc_appservice.core.wording import READINESS, moment, plain
+from rtc_appservice.core.wording import READINESS, how_many, moment, plain
 
 #: What readiness is judged by: as far back as `report` looks.
 SUMMARY_SPAN = timedelta(days=28)
@@ -59,7 +59,7 @@ def weekly(readiness: Readiness, calls: int, now: datetime) -> Notice:
     """Give the summary of readiness over so many calls."""
     lines = [
         f"Week {week_of(now)}: {READINESS.get(readiness.verdict, readiness.verdict)}",
-        f"{calls} call(s) in the last {SUMMARY_SPAN.days} days.",
+        f"{how_many(calls, 'call')} in the last {SUMMARY_SPAN.days} days.",
         *(f"- {reason}" for reason in readiness.reasons[:_REASONS]),
     ]
     return Notice(notice_id=weekly_id(now), text="\n".join(plain(line) for line in lines))

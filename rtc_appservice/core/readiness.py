@@ -6,6 +6,7 @@ from datetime import datetime
 
 from rtc_appservice.core.model import CallReport, Coverage, Readiness, Verdict
 from rtc_appservice.core.tally import Tally, tally
+from rtc_appservice.core.wording import how_many
 
 #: Share of calls that must be all to-device before the backup may go; 381 clean calls reach it.
 TARGET = 0.99
@@ -86,15 +87,16 @@ def _reasons(
         elif lower < target:
             reasons.append("The interval still spans the target: more calls are needed.")
     reasons += [
-        f"{blocker.devices} device(s) of generation {blocker.generation}, platform {blocker.platform}, "
-        f"block the switch-off ({blocker.cause}), seen within the last 14 days."
+        f"{how_many(blocker.devices, 'device')} of generation {blocker.generation}, platform {blocker.platform}, "
+        f"{'stands' if blocker.devices == 1 else 'stand'} in the way ({blocker.cause}), seen within the last 14 days."
         for blocker in counted.blockers
     ]
     if counted.split:
-        reasons.append(f"{counted.split} call(s) going on now are split: participants cannot get each other's keys.")
+        going_on = how_many(counted.split, "split call")
+        reasons.append(f"{going_on} going on now: participants cannot get each other's keys.")
     last = max((cause.last_seen_at for cause in counted.causes), default=None)
     if last is not None:
-        reasons.append(f"The last fallback to room keys began {max(0, (now - last).days)} day(s) ago.")
+        reasons.append(f"The last fallback to room keys began {how_many(max(0, (now - last).days), 'day')} ago.")
     unjudged = {verdict.value: calls for verdict, calls in counted.by_verdict().items() if verdict not in JUDGED}
     if unjudged:
         listed = ", ".join(f"{calls} {name}" for name, calls in sorted(unjudged.items()))

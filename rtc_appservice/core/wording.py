@@ -14,6 +14,11 @@ def moment(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
+def how_many(number: int, word: str) -> str:
+    """Give a number with its word, in the plural unless it is one."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def plain(text: str) -> str:
     """Give text without anything that a terminal or browser would obey or that would hide its order."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -31,6 +31,7 @@ from rtc_appservice.core.model import (
     RoomFinding,
     Stint,
 )
+from rtc_appservice.core.wording import how_many
 from rtc_appservice.view.words import (
     CAUSES,
     READINESS,
@@ -115,7 +116,7 @@ def _facts(call: CallReport) -> Iterable[tuple[str, str]]:
     yield "where", f"{plain(call.room_id)} on {plain(call.homeserver)}, {encrypted}; slot {plain(call.slot_id)}"
     yield "call id", plain(call.call_id)
     yield "seen by", ", ".join(call.coverage) or "nothing"
-    yield "joined as", f"{call.membership_mode}, at most {call.max_participants} device(s) at once"
+    yield "joined as", f"{call.membership_mode}, at most {how_many(call.max_participants, 'device')} at once"
     sent = call.distributions
     yield (
         "keys sent",

@@ -76,9 +76,9 @@ def test_the_week_in_words() -> None:
     notice = weekly(assess([call], NOON), 1, NOON)
 
     assert notice.text.startswith(
-        f"Week {NOON:%G-W%V}: NOT READY: do not switch the room-event backup off yet.\n1 call(s)"
+        f"Week {NOON:%G-W%V}: NOT READY: do not switch the room-event backup off yet.\n1 call "
     )
-    assert "- 1 call(s) going on now are split: participants cannot get each other's keys." in notice.text
+    assert "- 1 split call going on now: participants cannot get each other's keys." in notice.text
     assert weekly_id(NOON) == notice.notice_id
     assert "weekly/2026-W53" == weekly_id(datetime(2027, 1, 3, 23, 59, tzinfo=UTC))
     assert "weekly/2027-W01" == weekly_id(datetime(2027, 1, 4, tzinfo=UTC))
