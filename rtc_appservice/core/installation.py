@@ -158,7 +158,8 @@ def judge_device(device_id: str, facts: DeviceFacts) -> Check:
         return failed(
             step,
             f"{device_id} is not signed by its user: clients that exclude unsigned devices do not share with it",
-            "restart the service: it signs the device at start",
+            "restart the service: it signs the device at start. If its log says that the device could not be set up,"
+            " the deployment secret was replaced once before: take a fresh one, and run `rtc-appservice new-device`",
         )
     if not facts.one_time_keys and not facts.unused_fallback_key:
         return failed(
