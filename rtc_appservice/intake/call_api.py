@@ -29,9 +29,9 @@ class CallApi:
             path = room.send[membership.event_type][self._api.get_txn_id()]
         else:
             path = room.state[membership.event_type][membership.state_key]
-        answer = await self._api.request(Method.PUT, path, content, query_params=query)
-        delay_id: str | None = answer.get("delay_id")
-        return delay_id
+        answer: Any = await self._api.request(Method.PUT, path, content, query_params=query)
+        delay_id = answer.get("delay_id") if isinstance(answer, dict) else None
+        return delay_id if isinstance(delay_id, str) else None
 
     async def put_off(self, delay_id: str) -> None:
         """Begin the delay of a delayed event anew."""

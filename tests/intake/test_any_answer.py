@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from olm.pk import PkSigning
 
-from rtc_appservice.core.model import DeviceId, DeviceTrust, ServerName, UserId
+from rtc_appservice.core.model import DeviceId, DeviceTrust, EventId, RoomId, ServerName, UserId
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.intake.call_api import CallApi
+from rtc_appservice.intake.call_form import CallForm, sticky_membership
 from rtc_appservice.intake.cross_signing import is_cross_signed
 from rtc_appservice.intake.device_api import DeviceApi, RequestFailed
 from rtc_appservice.intake.device_keys import Identity, identity_of, sealed_by
@@ -176,7 +178,21 @@ async def test_odd_answers_are_failed_requests(
     """Every request fails as requests fail, or gives what little there is."""
     homeserver.status, homeserver.body = status, body
 
-    for request in (api.query_keys([ALICE]), api.upload_keys({}), api.sync(None), api.join("!r"), api.register()):
+    calls, room = CallApi(api.client.api), RoomId("!r")
+    mine = sticky_membership(OURS, CallForm("m.call#ROOM", "js_43"), "id")
+    for request in (
+        api.query_keys([ALICE]),
+        api.upload_keys({}),
+        api.sync(None),
+        api.event(room, EventId("$e")),
+        api.state(room),
+        api.join("!r"),
+        api.say(room, "text"),
+        api.register(),
+        calls.send(room, mine, mine.content, delay_ms=8000),
+        calls.content_of(room, "kind", "key"),
+        calls.put_off("id"),
+    ):
         try:
             await request
         except RequestFailed:
