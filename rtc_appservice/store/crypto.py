@@ -353,8 +353,9 @@ async def _prune_sessions(conn: Connection, homeserver_id: int, now: datetime) -
     )
     await conn.execute(
         """
-        DELETE FROM crypto.megolm_index WHERE homeserver_id = $1 AND noted_at < $2 AND session_id NOT IN (
-            SELECT session_id FROM crypto.megolm_session WHERE homeserver_id = $1
+        DELETE FROM crypto.megolm_index AS place
+        WHERE homeserver_id = $1 AND noted_at < $2 AND NOT EXISTS (
+            SELECT FROM crypto.megolm_session WHERE homeserver_id = $1 AND session_id = place.session_id
         )
         """,
         homeserver_id,
