@@ -5,21 +5,29 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 import pytest
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import GapReason, RoomState
+from rtc_appservice.core.model import GapReason, RoomState, UserId
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.intake.decrypt import Reading
+from rtc_appservice.intake.device_keys import Identity
+from rtc_appservice.intake.keyring import Keyring
+from rtc_appservice.intake.own_device import OwnDevice
+from rtc_appservice.intake.sealed import Invitations, SealedIntake
 from rtc_appservice.intake.storing import record_what_can_be
 from rtc_appservice.intake.transaction import Read, TransactionIntake
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.pool import Connection, open_pool
 from rtc_appservice.store.rooms import RoomCache
 
+from .olm_peer import OURS
+from .reading_device import nothing_known
 from .serving import HOMESERVER, Events, Served, transaction
 
 
@@ -130,27 +138,27 @@ def body_of(body: dict[str, Any]) -> Read:
     return read
 
 
-class RefusedDevice:
+class RefusedDevice(SealedIntake):
     """A device whose keys the database refuses for what they hold."""
 
     def concerns(self, body: dict[str, Any]) -> bool:
         """Claim every transaction."""
         return True
 
-    async def learn_senders(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Know nobody."""
-        return {}
-
-    async def open(self, conn: Connection, body: dict[str, Any], identities: dict[str, Any]) -> None:
+    async def open(
+        self, conn: Connection, body: dict[str, Any], identities: Mapping[UserId, Identity]
+    ) -> tuple[Keyring, Reading]:
         """Write what is refused."""
         await conn.execute("SELECT 'not a number'::int")
+        raise AssertionError("it was not refused")
 
 
 async def test_what_is_refused_of_the_device_does_not_stop_the_rest(
     intake: TransactionIntake, served: Served, events: Events, conn: Connection
 ) -> None:
     """Its messages of that transaction are lost, which is on record; the transaction is acknowledged."""
-    intake.sealed = RefusedDevice()  # type: ignore[assignment]
+    own = OwnDevice(HOMESERVER, intake.homeserver_id, OURS, b"a secret of the test")
+    intake.sealed = RefusedDevice(intake.homeserver_id, own, Invitations([]), nothing_known)
 
     assert (200, {}) == await served.put(transaction(events.join()))
     await intake.beat()
