@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import SettingsError
 
-from rtc_appservice.config import ENV_DELIMITER, ENV_PREFIX, Config
+from rtc_appservice.config import ENV_DELIMITER, ENV_PREFIX, Config, Homeserver
 from rtc_appservice.errors import ConfigError
 from rtc_appservice.files import read_yaml, write_secret
 
@@ -51,8 +51,14 @@ def write_config(path: Path, *, address: str | None = None, domain: str | None =
     Write a commented configuration with a fresh deployment secret, readable by its owner alone.
 
     Raises:
-        ConfigError: if the file is there already; it is never overwritten.
+        ConfigError: if a value cannot be one, or if the file is there already; it is never overwritten.
     """
+    try:
+        Homeserver(address=address or "http://localhost", domain=domain or "localhost")
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False)
+        faults = [f"--{details['loc'][0]}: {details['msg'].removeprefix('Value error, ')}" for details in found]
+        raise ConfigError("\n".join([f"{path} is not written:", *(f"  {fault}" for fault in faults)])) from error
     values = {"homeserver.address": address, "homeserver.domain": domain, "secret": secrets.token_urlsafe(32)}
     write_secret(path, render_config({key: value for key, value in values.items() if value is not None}))
 

@@ -105,6 +105,16 @@ def test_a_configuration_without_a_homeserver_is_not_run_with(here: Path) -> Non
         assert "homeserver.domain: is still the placeholder" in result.stderr
 
 
+def test_a_homeserver_that_cannot_be_is_not_written(here: Path) -> None:
+    """Both are said at once, by option, before there is a file that no command would take."""
+    result = call("config", "--domain", "https://example.org", "--address", "localhost:8008")
+
+    assert 1 == result.exit_code
+    assert "--address: must be a URL" in result.stderr
+    assert "--domain: must be a server name" in result.stderr
+    assert [] == list(here.iterdir())
+
+
 def test_check_says_what_is_shown(installed: Path) -> None:
     """Also where that is nothing: such a service would wait for ever."""
     path = installed / "registration.yaml"
