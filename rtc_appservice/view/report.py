@@ -153,13 +153,14 @@ def _print_fallbacks(console: Console, fallbacks: Sequence[Fallback]) -> None:
             continue
         blocks = "; blocks the switch-off" if each.cause in BLOCKING_CAUSES else ""
         remains = f"; may be {' or '.join(each.candidates)}" if each.candidates else ""
+        nobody_else = "not known" if each.cause == "unknown" else "itself"
         private = "; its key had been private before" if each.key_was_private else ""
         table.add_row(
             Text(device_name(DeviceRef(user_id=each.user_id, device_id=each.device_id))),
             f"{clock(each.at)}",
             str(each.room_keys),
             f"{each.cause}: {CAUSES[each.cause]}{blocks}{remains}{private} ({each.evidence}, {each.confidence:.0%})",
-            Text(device_name(each.caused_by)) if each.caused_by else "itself",
+            Text(device_name(each.caused_by) if each.caused_by else nobody_else),
         )
     console.print(table)
 

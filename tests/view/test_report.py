@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from rtc_appservice.core.audit import audit
-from rtc_appservice.core.model import Gap, GapReason, Report, RoomId, ServerName, UserId
+from rtc_appservice.core.model import FallbackCause, Gap, GapReason, Report, RoomId, ServerName, UserId
 from rtc_appservice.core.report import build_report
 from rtc_appservice.recording import read_recordings
 from rtc_appservice.view.report import CALLS, render_json, render_text
@@ -91,6 +92,16 @@ def test_text_answers_in_order(mixed: Report) -> None:
     assert "its client can only use room events; blocks the switch-off" in render_text(mixed, width=200)
     assert max(map(len, text.splitlines())) <= 120
     assert "\x1b" not in text
+
+
+def test_who_caused_what_is_undecided_is_not_known(mixed: Report) -> None:
+    """A cause that cannot be decided accuses nobody, not the device either."""
+    (call,) = mixed.calls
+    (alone,) = [f for f in call.fallbacks if f.caused_by is None]
+    undecided = replace(alone, cause=FallbackCause.UNKNOWN)
+    texts = [render_text(replace(mixed, calls=[replace(call, fallbacks=[each])])) for each in (alone, undecided)]
+
+    assert [(True, False), (False, True)] == [("itself" in text, "not known" in text) for text in texts]
 
 
 def test_nothing_seen() -> None:
