@@ -13,8 +13,8 @@ from typing import Any
 
 from rtc_appservice.core.fields import is_id
 from rtc_appservice.core.model import Membership, RoomId, UserId
-from rtc_appservice.core.wire import Intake
-from rtc_appservice.intake.decrypt import Reading, messages_for, open_transaction, sealed_events
+from rtc_appservice.core.wire import LATE_AFTER, Intake
+from rtc_appservice.intake.decrypt import Reading, messages_for, open_transaction, origin_time, sealed_events
 from rtc_appservice.intake.device_keys import Identity
 from rtc_appservice.intake.keyring import Keyring
 from rtc_appservice.intake.own_device import OwnDevice
@@ -131,14 +131,20 @@ class SealedIntake:
         self.calls_changed.add(room_id)
         self.call_changed.set()
 
-    def rooms_left(self, body: dict[str, Any]) -> Iterator[tuple[RoomId, str]]:
-        """Yield (room, event id) for each room that the device left or was put out of."""
+    def rooms_left(self, body: dict[str, Any], received_at: datetime) -> Iterator[tuple[RoomId, str, datetime]]:
+        """
+        Yield (room, event id, when) for each room that the device left or was put out of.
+
+        It counts from the event's own time, for what came after it was no longer seen; whoever put it out chooses that
+        time, so it is believed a minute back at most.
+        """
         events = body.get("events")
         for event in events if isinstance(events, list) else ():
             if isinstance(event, dict) and is_id(event.get("event_id")):
                 for room_id, change in self._changes({"events": [event]}):
                     if change == "leave":
-                        yield room_id, event["event_id"]
+                        at = origin_time(event) or received_at
+                        yield room_id, event["event_id"], max(min(at, received_at), received_at - LATE_AFTER)
 
     def _of_its_rooms(self, body: dict[str, Any]) -> dict[str, Any]:
         """Leave out what is sealed in rooms it is not in: sessions are handed to who is invited, or was there, too."""

@@ -216,8 +216,8 @@ class TransactionIntake:
                 keyring, reading = await sealed.open(connection, body, identities)
                 intake = self._read(body, received_at, watermark_at, reading.opened)
                 user_id, _ = sealed.own.device
-                for room_id, event_id in sealed.rooms_left(body):
-                    intake.observations.append(room_left(self._homeserver, room_id, user_id, received_at, event_id))
+                for room_id, event_id, at in sealed.rooms_left(body, received_at):
+                    intake.observations.append(room_left(self._homeserver, room_id, user_id, at, event_id))
                 if also is not None:
                     intake.newest_at = None
                     await also(connection, reading, intake)

@@ -1,6 +1,7 @@
 """What the device does with what waited for it, and whom it follows."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,27 @@ def test_an_invitation_that_is_not_followed_is_said(
     assert said == sum("was not followed" in record.message for record in caplog.records)
     assert all("auditor.invited_by" in vars(record)["hint"] for record in caplog.records)
     assert not [word for word in ("@ann", "!r:") if word in "".join(str(vars(r)) for r in caplog.records)]
+
+
+@pytest.mark.parametrize(("sent", "left"), [(-2, -2), (-3600, -60), (30, 0), (None, 0)])
+def test_a_room_is_left_when_the_event_says(sent: float | None, left: float) -> None:
+    """What came after it was not seen, however long the event took to arrive; its time is believed a minute back."""
+    own = OwnDevice(ServerName("lab.test"), 1, (UserId("@auditor:lab.test"), DeviceId("OURS")), b"a secret of the test")
+    leave: dict[str, Any] = {
+        "type": "m.room.member",
+        "room_id": "!r:lab.test",
+        "event_id": "$leave",
+        "sender": "@ann:example.org",
+        "state_key": "@auditor:lab.test",
+        "content": {"membership": "leave"},
+    }
+    if sent is not None:
+        leave["origin_server_ts"] = round((NOON + timedelta(seconds=sent)).timestamp() * 1000)
+    sealed = SealedIntake(1, own, Invitations([]), nothing_known)
+
+    assert [("!r:lab.test", "$leave", NOON + timedelta(seconds=left))] == list(
+        sealed.rooms_left({"events": [leave]}, NOON)
+    )
 
 
 def test_nobody_may_by_default() -> None:
