@@ -12,9 +12,9 @@ import click
 from rtc_appservice.cli_options import Format, config_option, example, format_option
 from rtc_appservice.config import Config
 from rtc_appservice.config_file import load_config
-from rtc_appservice.core.model import ServerName, UserId
 from rtc_appservice.core.person import check_user_id
 from rtc_appservice.core.wording import moment, plain
+from rtc_appservice.core.words import ServerName, UserId
 from rtc_appservice.errors import InputError
 from rtc_appservice.store.pool import Connection
 

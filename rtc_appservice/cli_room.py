@@ -10,7 +10,7 @@ import click
 from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
 from rtc_appservice.config import Config
 from rtc_appservice.config_file import load_config
-from rtc_appservice.core.model import RoomId, ServerName
+from rtc_appservice.core.words import RoomId, ServerName
 from rtc_appservice.errors import ConfigError, InputError
 from rtc_appservice.store.pool import Connection
 

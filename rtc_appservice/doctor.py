@@ -20,7 +20,7 @@ from rtc_appservice.core import installation as judge
 from rtc_appservice.core import reachability
 from rtc_appservice.core.installation import Answer, Check, Listening, Outcome
 from rtc_appservice.core.keyed import Keyed
-from rtc_appservice.core.model import DeviceId, ServerName, UserId
+from rtc_appservice.core.words import DeviceId, ServerName, UserId
 from rtc_appservice.errors import ConfigError, PortUnavailable, RtcAppserviceError, StoreUnavailable
 from rtc_appservice.export.posthog_key import ask_key
 from rtc_appservice.intake.device_api import RequestFailed

@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from rtc_appservice.core.keyed import Keyed
 from rtc_appservice.core.live_rooms import LiveRoom
-from rtc_appservice.core.model import FindingKind, ServerName, UserId
 from rtc_appservice.core.person import Tombstones, mentions
 from rtc_appservice.core.session import RoomProjection
+from rtc_appservice.core.words import FindingKind, ServerName, UserId
 from rtc_appservice.errors import InputError
 from rtc_appservice.export.pseudonym import Pseudonyms, period
 from rtc_appservice.projector import LONG_AGO, Projector, whole_room

@@ -18,27 +18,13 @@ from rtc_appservice.core.attribution import KEY_BEFORE_STINT
 from rtc_appservice.core.envelope import place
 from rtc_appservice.core.ledger import history_ledger
 from rtc_appservice.core.live_rooms import Basis, LiveRoom, LiveRooms
-from rtc_appservice.core.model import (
-    CallId,
-    CallSession,
-    DeviceId,
-    EventId,
-    Evidence,
-    Finding,
-    Observation,
-    Projected,
-    Redaction,
-    RoomHistory,
-    RoomId,
-    ServerName,
-    Settings,
-    UndecryptableKey,
-    UserId,
-)
+from rtc_appservice.core.model import CallSession, Finding, Projected, RoomHistory, Settings, UndecryptableKey
+from rtc_appservice.core.observed import Observation, Redaction
 from rtc_appservice.core.rollup import increments, room_increments
 from rtc_appservice.core.room_findings import day_of, settles_at
 from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.stints import in_order
+from rtc_appservice.core.words import CallId, DeviceId, EventId, Evidence, RoomId, ServerName, UserId
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.repeats import Repeats
 from rtc_appservice.store import envelopes, findings, outbox, partitions, projection, sessions, totals

@@ -18,8 +18,8 @@ from aiohttp import web
 
 from rtc_appservice import __version__
 from rtc_appservice.config import Config, Database
-from rtc_appservice.core.model import ServerName
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.errors import ConfigError, RtcAppserviceError, ServiceFailed
 from rtc_appservice.export.events import EventMaker, Terms, event_maker
 from rtc_appservice.export.posthog import run_posthog

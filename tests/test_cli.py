@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 
 from rtc_appservice import __version__
 from rtc_appservice.cli import main
-from rtc_appservice.core.model import ServerName
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.store.migrate import head
 from rtc_appservice.store.pool import open_pool

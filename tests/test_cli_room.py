@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from rtc_appservice import registration
 from rtc_appservice.cli import main
-from rtc_appservice.core.model import DeviceId, ServerName, UserId
+from rtc_appservice.core.words import DeviceId, ServerName, UserId
 from rtc_appservice.demo.synapse import free_port
 from rtc_appservice.intake.own_device import OwnDevice
 from rtc_appservice.store import crypto

@@ -12,23 +12,12 @@ import pytest
 
 from rtc_appservice import projector as projector_module
 from rtc_appservice.core.live_rooms import Basis, LiveRoom, LiveRooms
-from rtc_appservice.core.model import (
-    CallId,
-    DeviceId,
-    FallbackCause,
-    Gap,
-    GapReason,
-    Membership,
-    RoomHistory,
-    RoomId,
-    RoomState,
-    ServerName,
-    Settings,
-    UserId,
-)
+from rtc_appservice.core.model import RoomHistory, Settings
+from rtc_appservice.core.observed import Gap, Membership, RoomState
 from rtc_appservice.core.room_facts import room_left, state_read
 from rtc_appservice.core.session import RoomProjection, project_room
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import CallId, DeviceId, FallbackCause, GapReason, RoomId, ServerName, UserId
 from rtc_appservice.store import findings, sessions, streams
 from rtc_appservice.store.gaps import record_gaps
 from rtc_appservice.store.observations import load_room

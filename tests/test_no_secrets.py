@@ -19,8 +19,8 @@ import aiohttp
 import asyncpg
 import pytest
 
-from rtc_appservice.core.model import ServerName
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.demo.posthog_standin import PostHogStandIn
 from rtc_appservice.export.events import Terms, event_maker
 from rtc_appservice.export.posthog import Sender, poster

@@ -8,7 +8,7 @@ the database dump, the data directory with its WAL and server log, and all logge
 import logging
 from pathlib import Path
 
-from rtc_appservice.core.model import RoomKey, ToDeviceKey
+from rtc_appservice.core.observed import RoomKey, ToDeviceKey
 from rtc_appservice.store.pool import Connection, Pool
 from tests.acceptance.sealed_room import SECRET, equals, running_service, sealed_synapse, sender, until
 from tests.planted import Key, dump, everything_logged, files, search

@@ -11,18 +11,10 @@ import msgspec
 import pytest
 
 from rtc_appservice.core import notices
-from rtc_appservice.core.model import (
-    CallReport,
-    DeviceId,
-    DeviceTrust,
-    FallbackCause,
-    HeldEnvelope,
-    Observation,
-    RoomKey,
-    ServerName,
-    UserId,
-)
+from rtc_appservice.core.model import CallReport
+from rtc_appservice.core.observed import HeldEnvelope, Observation, RoomKey
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import DeviceId, DeviceTrust, FallbackCause, ServerName, UserId
 from rtc_appservice.errors import InputError
 from rtc_appservice.export.events import Terms as ExportTerms
 from rtc_appservice.export.events import event_maker

@@ -14,21 +14,11 @@ import pytest
 
 from rtc_appservice import projector as projector_module
 from rtc_appservice.core.audit import RecordedTransaction, audit
-from rtc_appservice.core.model import (
-    CallReport,
-    CallSession,
-    DeviceId,
-    EventId,
-    Finding,
-    HeldEnvelope,
-    Observation,
-    OlmEnvelope,
-    Redaction,
-    ServerName,
-    UserId,
-)
+from rtc_appservice.core.model import CallReport, CallSession, Finding
+from rtc_appservice.core.observed import HeldEnvelope, Observation, OlmEnvelope, Redaction
 from rtc_appservice.core.rollup import CALLS_ENDED, FINDINGS, KEY_FALLBACKS
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import DeviceId, EventId, ServerName, UserId
 from rtc_appservice.projector import Projector, project_once, replay, run_projector
 from rtc_appservice.store import outbox, sessions, streams, totals
 from rtc_appservice.store.observations import record

@@ -8,17 +8,13 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import (
-    FindingKind,
-    Observation,
-    Projected,
-    RoomFinding,
-    RoomHistory,
-)
+from rtc_appservice.core.model import Projected, RoomFinding, RoomHistory
+from rtc_appservice.core.observed import Observation
 from rtc_appservice.core.report import room_finding
 from rtc_appservice.core.rollup import FINDINGS
 from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import FindingKind
 from rtc_appservice.projector import replay
 from rtc_appservice.store import findings, outbox, totals
 from rtc_appservice.store.pool import Pool

@@ -11,18 +11,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from rtc_appservice.core.model import (
-    CallId,
-    DeviceId,
-    EventId,
-    Observation,
-    Redaction,
-    RoomId,
-    ServerName,
-    UserId,
-)
+from rtc_appservice.core.observed import Observation, Redaction
 from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import CallId, DeviceId, EventId, RoomId, ServerName, UserId
 from rtc_appservice.store import (
     condition,
     envelopes,

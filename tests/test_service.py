@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from rtc_appservice import registration
-from rtc_appservice.core.model import GapReason, Report
+from rtc_appservice.core.model import Report
+from rtc_appservice.core.words import GapReason
 from rtc_appservice.demo.synapse import free_port
 from rtc_appservice.errors import ServiceFailed
 from rtc_appservice.service import run_until

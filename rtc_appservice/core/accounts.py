@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.model import Outcome
 from rtc_appservice.core.obligations import KEYS_OFF, Change, ObligationGroup, Sight, at_moment, moments
 from rtc_appservice.core.traffic import CallTraffic
+from rtc_appservice.core.words import Outcome
 
 #: Outcomes that become findings.
 NOTABLE = frozenset({Outcome.MISSING, Outcome.RECOVERED_BY_ROOM_EVENT, Outcome.LATE})

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.model import Device, FindingKind, KeyDistribution
+from rtc_appservice.core.model import KeyDistribution
 from rtc_appservice.core.traffic import CallTraffic, RoomKeySeen
+from rtc_appservice.core.words import Device, FindingKind
 
 #: A storm is so many distributions within a minute beyond the joins and leaves that ask for one.
 STORM_WINDOW = timedelta(seconds=60)

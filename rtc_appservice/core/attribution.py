@@ -11,24 +11,20 @@ from datetime import datetime, timedelta
 
 from rtc_appservice.core import lengths
 from rtc_appservice.core.envelope import ENVELOPE_SLACK, KEY_AFTER_STINT, is_near
-from rtc_appservice.core.model import (
-    Device,
-    DeviceTrust,
-    Evidence,
+from rtc_appservice.core.model import Settings
+from rtc_appservice.core.observed import (
     MegolmEnvelope,
     Membership,
     Observation,
     OlmEnvelope,
     Rejected,
-    RoomId,
     RoomKey,
-    Settings,
     ToDeviceKey,
-    UserId,
 )
 from rtc_appservice.core.outside import Outside
 from rtc_appservice.core.stints import CallSpan, DeviceStint
 from rtc_appservice.core.traffic import CallTraffic, Delivery, RoomKeySeen
+from rtc_appservice.core.words import Device, DeviceTrust, Evidence, RoomId, UserId
 
 #: Old clients often send the key before the membership.
 KEY_BEFORE_STINT = timedelta(seconds=10)

@@ -13,24 +13,14 @@ from msgspec import Struct
 
 from rtc_appservice.core.envelope import place, placed_observation
 from rtc_appservice.core.ledger import history_ledger
-from rtc_appservice.core.model import (
-    Device,
-    Gap,
-    HeldEnvelope,
-    Observation,
-    Report,
-    RoomHistory,
-    RoomId,
-    ServerName,
-    Settings,
-    StintSpan,
-    UserId,
-)
+from rtc_appservice.core.model import Report, RoomHistory, Settings, StintSpan
+from rtc_appservice.core.observed import Gap, HeldEnvelope, Observation
 from rtc_appservice.core.opened import Opened
 from rtc_appservice.core.report import build_report, room_finding
 from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.stints import build_spans, build_stints, in_order
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import Device, RoomId, ServerName, UserId
 
 
 class RecordedTransaction(Struct, frozen=True):

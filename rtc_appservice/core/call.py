@@ -16,16 +16,12 @@ from rtc_appservice.core.distributions import Distributions
 from rtc_appservice.core.fallback import Context, Occurrence, find_fallbacks
 from rtc_appservice.core.generation import infer_generation
 from rtc_appservice.core.model import (
-    CallId,
     CallReport,
     CallSession,
     DeliveryCounts,
-    Device,
     DistributionCounts,
-    FallbackCause,
     Finding,
     ObligationCounts,
-    Outcome,
     Participant,
     RoomHistory,
     Settings,
@@ -37,6 +33,7 @@ from rtc_appservice.core.room_facts import RoomFacts
 from rtc_appservice.core.rotations import Rotations
 from rtc_appservice.core.stints import CallSpan
 from rtc_appservice.core.traffic import CallTraffic
+from rtc_appservice.core.words import CallId, Device, FallbackCause, Outcome
 
 
 @dataclass(slots=True, frozen=True)

@@ -7,7 +7,7 @@ Stage 5: what every finding and cause means, in words: the rule, what it rests o
 from msgspec import Struct
 
 from rtc_appservice.core.fallback import WITH_JOIN
-from rtc_appservice.core.model import FallbackCause, FindingKind, Outcome
+from rtc_appservice.core.words import FallbackCause, FindingKind, Outcome
 
 _WITH_JOIN = f"{WITH_JOIN.total_seconds():g} s"
 

@@ -4,8 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 
-from rtc_appservice.core.model import CallId, DeviceRef, KeyDistribution, KeyTransport
+from rtc_appservice.core.model import DeviceRef, KeyDistribution
 from rtc_appservice.core.traffic import ONE_DISTRIBUTION, CallTraffic, Delivery, RoomKeySeen
+from rtc_appservice.core.words import CallId, KeyTransport
 
 
 class Distributions:

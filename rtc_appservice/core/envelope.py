@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.model import HeldEnvelope, Observation, RoomId, StintSpan
+from rtc_appservice.core.model import StintSpan
+from rtc_appservice.core.observed import HeldEnvelope, Observation
+from rtc_appservice.core.words import RoomId
 
 #: To-device messages overtake memberships, and pass them by.
 ENVELOPE_SLACK = timedelta(seconds=5)

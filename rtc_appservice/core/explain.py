@@ -9,21 +9,12 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import (
-    CallId,
-    CallReport,
-    CallSession,
-    DeviceRef,
-    Evidence,
-    KeyTransport,
-    Outcome,
-    RoomHistory,
-    Settings,
-)
+from rtc_appservice.core.model import CallReport, CallSession, DeviceRef, RoomHistory, Settings
 from rtc_appservice.core.obligations import ObligationGroup, obligations
 from rtc_appservice.core.room_findings import within_limit
 from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.stints import DeviceStint
+from rtc_appservice.core.words import CallId, Evidence, KeyTransport, Outcome
 
 
 class TimelineEntry(Struct, frozen=True, kw_only=True):

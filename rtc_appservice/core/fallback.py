@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
-from rtc_appservice.core.model import BLOCKING_CAUSES, Device, DeviceRef, Evidence, Fallback, FallbackCause
+from rtc_appservice.core.model import DeviceRef, Fallback
 from rtc_appservice.core.stints import DeviceStint
 from rtc_appservice.core.traffic import CallTraffic, Decided, KeyGroup, RoomKeySeen
+from rtc_appservice.core.words import BLOCKING_CAUSES, Device, Evidence, FallbackCause
 
 #: "With its own join": recorded room-only clients send at most 0.6 s from it, even alone; a legacy manager that began
 #: with to-device and switched is held back by its 3 s throttle.

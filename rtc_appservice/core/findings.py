@@ -10,26 +10,22 @@ from typing import Any
 from rtc_appservice.core.anomalies import IndexFault, Storm
 from rtc_appservice.core.fallback import Occurrence
 from rtc_appservice.core.generation import NO_REACTION, first_stayed_after, is_to_device_only
-from rtc_appservice.core.model import (
-    CallId,
-    Device,
-    DeviceRef,
-    DeviceTrust,
-    Evidence,
-    FallbackCause,
-    Finding,
-    FindingKind,
-    Observation,
-    Outcome,
-    Rejected,
-    Settings,
-    Severity,
-    ToDeviceKey,
-)
+from rtc_appservice.core.model import DeviceRef, Finding, Settings
 from rtc_appservice.core.obligations import ObligationGroup
+from rtc_appservice.core.observed import Observation, Rejected, ToDeviceKey
 from rtc_appservice.core.rotations import NotRotated
 from rtc_appservice.core.stints import DeviceStint
 from rtc_appservice.core.traffic import CallTraffic
+from rtc_appservice.core.words import (
+    CallId,
+    Device,
+    DeviceTrust,
+    Evidence,
+    FallbackCause,
+    FindingKind,
+    Outcome,
+    Severity,
+)
 
 #: Finding ids are UUIDv5 in this namespace: equal identity, equal id, on every replay.
 _NAMESPACE = uuid.UUID("9b0f5f0e-5e0c-5a54-9c9b-0d6a6f1a7c11")

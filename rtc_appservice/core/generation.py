@@ -11,9 +11,10 @@ from bisect import bisect_left
 from collections.abc import Container, Iterator, Sequence
 from datetime import timedelta
 
-from rtc_appservice.core.model import Device, Membership
+from rtc_appservice.core.observed import Membership
 from rtc_appservice.core.stints import DeviceStint
 from rtc_appservice.core.traffic import CallTraffic, RoomKeySeen
+from rtc_appservice.core.words import Device
 
 _ALL = frozenset({"R0", "R1", "S1", "S2", "S3", "D1", "D2"})
 _SMART = frozenset({"S1", "S2", "S3"})

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from rtc_appservice.core.model import EventId, LedgerEntry, Observation, Redaction, RoomKey
+from rtc_appservice.core.model import LedgerEntry
+from rtc_appservice.core.observed import Observation, Redaction, RoomKey
 from rtc_appservice.core.stints import in_order
+from rtc_appservice.core.words import EventId
 
 
 def history_ledger(observations: Iterable[Observation]) -> list[LedgerEntry]:

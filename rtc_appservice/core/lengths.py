@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from rtc_appservice.core.model import DeviceId, RoomId, UserId
+from rtc_appservice.core.words import DeviceId, RoomId, UserId
 
 #: Base64 characters one AES block adds, rounded up.
 BLOCK_CHARACTERS = 22

@@ -7,8 +7,10 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import CallId, Device, Observation, Projected, Redaction, RoomHistory, Settings
+from rtc_appservice.core.model import Projected, RoomHistory, Settings
+from rtc_appservice.core.observed import Observation, Redaction
 from rtc_appservice.core.session import RoomProjection
+from rtc_appservice.core.words import CallId, Device
 
 #: Kept over all rooms. In memory, an Olm envelope takes about 1 kB, a room key 1.7 kB (`tracemalloc`, long calls).
 MOST_OBSERVATIONS = 100_000

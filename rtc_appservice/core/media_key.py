@@ -6,8 +6,9 @@ from msgspec.structs import replace
 
 from rtc_appservice.core import fields, membership
 from rtc_appservice.core.fields import Malformed
-from rtc_appservice.core.model import Body, DeviceId, KeyMark, Membership, RoomKey, ToDeviceKey, UserId
+from rtc_appservice.core.observed import Body, KeyMark, Membership, RoomKey, ToDeviceKey
 from rtc_appservice.core.opened import Plaintext
+from rtc_appservice.core.words import DeviceId, UserId
 
 
 def parse_room_key(kind: str, content: dict[str, Any], sender: UserId) -> RoomKey:

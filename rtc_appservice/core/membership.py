@@ -10,7 +10,8 @@ from typing import Any
 
 from rtc_appservice.core import fields
 from rtc_appservice.core.fields import Malformed
-from rtc_appservice.core.model import DeviceId, Membership, UserId
+from rtc_appservice.core.observed import Membership
+from rtc_appservice.core.words import DeviceId, UserId
 
 STATE_TYPES = frozenset({"org.matrix.msc3401.call.member", "m.call.member"})
 STICKY_TYPES = frozenset({"org.matrix.msc4143.rtc.member", "m.rtc.member"})

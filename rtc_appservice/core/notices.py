@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import CallReport, Finding, FindingKind, Readiness
+from rtc_appservice.core.model import CallReport, Finding, Readiness
 from rtc_appservice.core.wording import READINESS, how_many, moment, plain
+from rtc_appservice.core.words import FindingKind
 
 #: What readiness is judged by: as far back as `report` looks.
 SUMMARY_SPAN = timedelta(days=28)

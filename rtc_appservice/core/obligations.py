@@ -13,9 +13,11 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.model import Device, Evidence, Gap, Outcome, ServerName, Settings
+from rtc_appservice.core.model import Settings
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.stints import DeviceStint
 from rtc_appservice.core.traffic import CallTraffic, Delivery, RoomKeySeen
+from rtc_appservice.core.words import Device, Evidence, Outcome, ServerName
 
 #: A delivery may overtake the membership that made it due.
 EARLY = timedelta(seconds=5)

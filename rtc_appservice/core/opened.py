@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from rtc_appservice.core.model import Device, DeviceId, DeviceTrust
+from rtc_appservice.core.words import Device, DeviceId, DeviceTrust
 
 
 class Plaintext(Struct, frozen=True, kw_only=True):

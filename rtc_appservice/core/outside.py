@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date
 
 from rtc_appservice.core.membership import STATE_TYPES, STICKY_TYPES
-from rtc_appservice.core.model import FindingKind, Membership, Observation, Rejected, RoomKey, ToDeviceKey, UserId
+from rtc_appservice.core.observed import Membership, Observation, Rejected, RoomKey, ToDeviceKey
 from rtc_appservice.core.strip import KEY_EVENT_TYPES
+from rtc_appservice.core.words import FindingKind, UserId
 
 #: What it is found as, whose it is, the day (UTC) and the key transport.
 Gathered = tuple[FindingKind, UserId, date, str]

@@ -15,24 +15,20 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import (
+from rtc_appservice.core.model import Projected
+from rtc_appservice.core.observed import (
     Body,
-    CallId,
-    Device,
-    DeviceId,
-    FindingKind,
     KeyMark,
     MegolmEnvelope,
     Membership,
     OlmEnvelope,
-    Projected,
     Rejected,
     RoomKey,
     RoomState,
     ToDeviceKey,
-    UserId,
     Withheld,
 )
+from rtc_appservice.core.words import CallId, Device, DeviceId, FindingKind, UserId
 from rtc_appservice.errors import InputError
 
 #: Gives so many random characters that JSON writes as they are, capitals and digits: no new Matrix user is called so.

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import CallReport, DeviceId, Platform, ServerName, UserId
+from rtc_appservice.core.model import CallReport
+from rtc_appservice.core.words import DeviceId, Platform, ServerName, UserId
 
 #: A device as one homeserver knows it.
 KnownDevice = tuple[ServerName, UserId, DeviceId]

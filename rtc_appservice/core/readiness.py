@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from rtc_appservice.core.model import CallReport, Coverage, Readiness, Verdict
+from rtc_appservice.core.model import CallReport, Readiness
 from rtc_appservice.core.tally import Tally, tally
 from rtc_appservice.core.wording import how_many
+from rtc_appservice.core.words import Coverage, Verdict
 
 #: Share of calls that must be all to-device before the backup may go; 381 clean calls reach it.
 TARGET = 0.99

@@ -6,8 +6,10 @@ from datetime import datetime
 
 from msgspec.structs import asdict
 
-from rtc_appservice.core.model import CallReport, Finding, Gap, Report, RoomFinding, RoomId, ServerName, Totals
+from rtc_appservice.core.model import CallReport, Finding, Report, RoomFinding, Totals
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.readiness import assess
+from rtc_appservice.core.words import RoomId, ServerName
 
 SCHEMA_VERSION = 1
 

@@ -13,19 +13,9 @@ from itertools import product
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import (
-    CallSession,
-    DeviceRef,
-    Evidence,
-    Fallback,
-    FallbackCause,
-    Finding,
-    FindingKind,
-    KeyTransport,
-    Outcome,
-    Verdict,
-)
+from rtc_appservice.core.model import CallSession, DeviceRef, Fallback, Finding
 from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
+from rtc_appservice.core.words import Evidence, FallbackCause, FindingKind, KeyTransport, Outcome, Verdict
 
 Labels = Mapping[str, str]
 

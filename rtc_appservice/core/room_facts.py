@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from rtc_appservice.core.membership import MAX_STICKY_SECONDS
-from rtc_appservice.core.model import GapReason, Observation, RoomHistory, RoomId, RoomState, ServerName, UserId
+from rtc_appservice.core.model import RoomHistory
+from rtc_appservice.core.observed import Observation, RoomState
 from rtc_appservice.core.stints import CallSpan
+from rtc_appservice.core.words import GapReason, RoomId, ServerName, UserId
 
 #: Watched this long without a gap, memberships of before have shown themselves or ended (`expires` is 4 h).
 WATCHED_LONG_ENOUGH = timedelta(hours=4)

@@ -8,24 +8,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from rtc_appservice.core.findings import finding_id, first_of
-from rtc_appservice.core.model import (
-    CallSession,
-    DeviceId,
-    DeviceRef,
-    Evidence,
-    Finding,
-    FindingKind,
-    Membership,
-    Observation,
-    Projected,
-    Rejected,
-    RoomHistory,
-    RoomKey,
-    Settings,
-    Severity,
-)
+from rtc_appservice.core.model import CallSession, DeviceRef, Finding, Projected, RoomHistory, Settings
+from rtc_appservice.core.observed import Membership, Observation, Rejected, RoomKey
 from rtc_appservice.core.outside import Gathered, Outside
 from rtc_appservice.core.room_facts import RoomFacts
+from rtc_appservice.core.words import DeviceId, Evidence, FindingKind, Severity
 
 #: More findings than this of one room and day say nothing more.
 MAX_FINDINGS = 1000

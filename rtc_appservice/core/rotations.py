@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.model import Device
 from rtc_appservice.core.stints import DeviceStint
 from rtc_appservice.core.traffic import CallTraffic
+from rtc_appservice.core.words import Device
 
 #: Who leaves this soon after a leave need not have made a new key.
 GONE_SOON = timedelta(seconds=60)

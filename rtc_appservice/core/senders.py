@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from rtc_appservice.core.envelope import ENVELOPE_SLACK, is_near
-from rtc_appservice.core.model import Device, DeviceId, OlmEnvelope, UserId
+from rtc_appservice.core.observed import OlmEnvelope
 from rtc_appservice.core.stints import CallSpan, DeviceStint
+from rtc_appservice.core.words import Device, DeviceId, UserId
 
 #: A joiner's first keys follow its join within this.
 FIRST_KEY_AFTER_JOIN = timedelta(seconds=1)

@@ -17,26 +17,15 @@ from datetime import datetime, timedelta
 
 from rtc_appservice.core.attribution import KEY_BEFORE_STINT, Attribution
 from rtc_appservice.core.call import Call, View
-from rtc_appservice.core.model import (
-    CallSession,
-    Device,
-    MegolmEnvelope,
-    Membership,
-    Observation,
-    OlmEnvelope,
-    Projected,
-    Rejected,
-    RoomHistory,
-    RoomState,
-    Settings,
-    UserId,
-)
+from rtc_appservice.core.model import CallSession, Projected, RoomHistory, Settings
+from rtc_appservice.core.observed import MegolmEnvelope, Membership, Observation, OlmEnvelope, Rejected, RoomState
 from rtc_appservice.core.outside import Outside
 from rtc_appservice.core.room_facts import RoomFacts
 from rtc_appservice.core.room_findings import find_outside, within_limit
 from rtc_appservice.core.senders import SenderKeys
 from rtc_appservice.core.stints import CallSpan, DeviceStint, SpanTimes, build_spans, build_stints, in_order
 from rtc_appservice.core.traffic import CallTraffic
+from rtc_appservice.core.words import Device, UserId
 
 #: A key may precede its membership by 10 s; what comes out of order by less than the rest of this costs nothing.
 SETTLES_AFTER = KEY_BEFORE_STINT + timedelta(seconds=5)

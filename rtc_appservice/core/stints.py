@@ -10,16 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.model import (
-    DeviceId,
-    EndReason,
-    MegolmEnvelope,
-    Membership,
-    Observation,
-    Rejected,
-    RoomState,
-    UserId,
-)
+from rtc_appservice.core.observed import MegolmEnvelope, Membership, Observation, Rejected, RoomState
+from rtc_appservice.core.words import DeviceId, EndReason, UserId
 
 #: js-sdk since 36.0: a membership without `expires` lasts four hours.
 DEFAULT_EXPIRY = timedelta(hours=4)

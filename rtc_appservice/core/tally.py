@@ -10,13 +10,12 @@ from datetime import UTC, date, datetime, timedelta
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import (
+from rtc_appservice.core.model import CallReport, Fallback
+from rtc_appservice.core.words import (
     BLOCKING_CAUSES,
-    CallReport,
     Coverage,
     Device,
     Evidence,
-    Fallback,
     FallbackCause,
     FindingKind,
     Platform,

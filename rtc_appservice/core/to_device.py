@@ -12,21 +12,11 @@ from msgspec import Struct, field
 from rtc_appservice.core.fields import Malformed, is_id
 from rtc_appservice.core.keyed import Keyed
 from rtc_appservice.core.media_key import parse_to_device_key, with_sender
-from rtc_appservice.core.model import (
-    Body,
-    DeviceId,
-    HeldEnvelope,
-    Observation,
-    OlmEnvelope,
-    Rejected,
-    RoomId,
-    ServerName,
-    UserId,
-    Withheld,
-)
+from rtc_appservice.core.observed import Body, HeldEnvelope, Observation, OlmEnvelope, Rejected, Withheld
 from rtc_appservice.core.opened import Opened, Plaintext, is_one_of
 from rtc_appservice.core.strip import KEY_EVENT_TYPES, strip_key_event
 from rtc_appservice.core.undecryptable import withheld_code
+from rtc_appservice.core.words import DeviceId, RoomId, ServerName, UserId
 
 #: js-sdk's shortest key message has some 900 plaintext bytes of ids and keys, its longest under 2 kB with MSC4147
 #: device keys; in base64 with the Olm frame that stays within these bounds for ids up to 255 bytes.

@@ -10,19 +10,9 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TypeVar
 
-from rtc_appservice.core.model import (
-    Device,
-    DeviceId,
-    DeviceTrust,
-    Evidence,
-    FallbackCause,
-    KeyMark,
-    Observation,
-    Rejected,
-    RoomKey,
-    ToDeviceKey,
-)
+from rtc_appservice.core.observed import KeyMark, Observation, Rejected, RoomKey, ToDeviceKey
 from rtc_appservice.core.stints import CallSpan, DeviceStint, SpanTimes
+from rtc_appservice.core.words import Device, DeviceId, DeviceTrust, Evidence, FallbackCause
 
 T = TypeVar("T")
 

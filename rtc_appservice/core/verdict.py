@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from rtc_appservice.core.fallback import Occurrence
-from rtc_appservice.core.model import Coverage, Evidence, MembershipMode, Outcome, Verdict
 from rtc_appservice.core.stints import CallSpan
 from rtc_appservice.core.traffic import CallTraffic
+from rtc_appservice.core.words import Coverage, Evidence, MembershipMode, Outcome, Verdict
 
 #: So many unconfirmed obligations with none delivered are more than the silence of envelopes.
 SILENT_OBLIGATIONS = 6

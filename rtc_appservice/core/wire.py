@@ -16,23 +16,11 @@ from rtc_appservice.core.fields import Malformed, is_id
 from rtc_appservice.core.keyed import Keyed
 from rtc_appservice.core.lengths import room_key_lengths
 from rtc_appservice.core.media_key import parse_room_key, with_sender
-from rtc_appservice.core.model import (
-    Body,
-    DeviceId,
-    EventId,
-    HeldEnvelope,
-    MegolmEnvelope,
-    Observation,
-    Redaction,
-    Rejected,
-    RoomId,
-    RoomState,
-    ServerName,
-    UserId,
-)
+from rtc_appservice.core.observed import Body, HeldEnvelope, MegolmEnvelope, Observation, Redaction, Rejected, RoomState
 from rtc_appservice.core.opened import Opened, Plaintext
 from rtc_appservice.core.strip import KEY_EVENT_TYPES, strip_key_event
 from rtc_appservice.core.to_device import ToDeviceReader
+from rtc_appservice.core.words import DeviceId, EventId, RoomId, ServerName, UserId
 
 #: A federated sender chooses its timestamp: outside these bounds it is not believed.
 MAX_AGE = timedelta(days=7)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import Device, KeyTransport
+from rtc_appservice.core.words import Device, KeyTransport
 
 #: js-sdk's `updateEncryptionKeyThrottle`: least time between two sendings of the legacy manager.
 THROTTLE_SECONDS = 3.0

@@ -12,7 +12,7 @@ from mautrix.crypto.store import MemoryCryptoStore, StateStore
 from mautrix.types import DeviceID, DeviceIdentity, EncryptionKeyAlgorithm, RoomID, UserID
 from mautrix.util.logging import TraceLogger
 
-from rtc_appservice.core.model import Device
+from rtc_appservice.core.words import Device
 from rtc_appservice.demo import wire
 from rtc_appservice.errors import RtcAppserviceError
 

@@ -21,7 +21,7 @@ from mautrix.client import Client
 from mautrix.types import DeviceID, Event, EventType, RoomID, ToDeviceEvent, UserID
 from msgspec import Struct
 
-from rtc_appservice.core.model import Device, DeviceId, KeyTransport, RoomId, UserId
+from rtc_appservice.core.words import Device, DeviceId, KeyTransport, RoomId, UserId
 from rtc_appservice.demo import wire
 from rtc_appservice.demo.generations import Action, Behaviour, Distribute, RoomOnly, ToDevice, Wake
 from rtc_appservice.demo.olm_device import QUIET, OlmDevice

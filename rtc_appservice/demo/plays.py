@@ -14,7 +14,8 @@ from typing import Any
 from mautrix.types import RoomCreatePreset
 from msgspec import Struct
 
-from rtc_appservice.core.model import CallReport, Device, FallbackCause, KeyTransport, Report, RoomId, Verdict
+from rtc_appservice.core.model import CallReport, Report
+from rtc_appservice.core.words import Device, FallbackCause, KeyTransport, RoomId, Verdict
 from rtc_appservice.demo import wire
 from rtc_appservice.demo.players import Player, PlayLog, logged_in
 from rtc_appservice.demo.wire import Generation

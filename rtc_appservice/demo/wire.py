@@ -10,7 +10,7 @@ import json
 from enum import StrEnum
 from typing import Any
 
-from rtc_appservice.core.model import Device, KeyTransport
+from rtc_appservice.core.words import Device, KeyTransport
 
 MEMBER_TYPE = "org.matrix.msc3401.call.member"
 KEY_TYPE = "io.element.call.encryption_keys"

@@ -8,18 +8,9 @@ from typing import Any
 
 from msgspec import Struct, ValidationError
 
-from rtc_appservice.core.model import (
-    BLOCKING_CAUSES,
-    CallSession,
-    DeviceRef,
-    FallbackCause,
-    Finding,
-    FindingKind,
-    KeyDistribution,
-    UndecryptableKey,
-    UserId,
-)
+from rtc_appservice.core.model import CallSession, DeviceRef, Finding, KeyDistribution, UndecryptableKey
 from rtc_appservice.core.rollup import fallback_of
+from rtc_appservice.core.words import BLOCKING_CAUSES, FallbackCause, FindingKind, UserId
 from rtc_appservice.export import properties as p
 from rtc_appservice.export.pseudonym import Pseudonyms, period
 from rtc_appservice.store.outbox import OutboxRow

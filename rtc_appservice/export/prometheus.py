@@ -21,18 +21,10 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from rtc_appservice.core.model import (
-    CallReport,
-    CallSession,
-    Finding,
-    KeyTransport,
-    Observation,
-    Rejected,
-    RoomKey,
-    ToDeviceKey,
-    Withheld,
-)
+from rtc_appservice.core.model import CallReport, CallSession, Finding
+from rtc_appservice.core.observed import Observation, Rejected, RoomKey, ToDeviceKey, Withheld
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import KeyTransport
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.export.events import EventMaker
 from rtc_appservice.export.posthog import Answer

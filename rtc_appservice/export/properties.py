@@ -3,7 +3,7 @@ Stage 6: the properties of every PostHog event, one closed struct per event.
 
 The structs are the allow-list: a row is checked against its struct when it is written, so nothing that
 is not described here can leave. `schemas/*.json` and `docs/events.md` are generated from them. Values
-are the words of `core/model.py`; identifiers appear as pseudonyms only.
+are the words of `core/words.py`; identifiers appear as pseudonyms only.
 """
 
 from typing import Annotated, Any, Literal
@@ -11,16 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from rtc_appservice.core.model import (
-    Coverage,
-    Evidence,
-    FallbackCause,
-    KeyTransport,
-    MembershipMode,
-    Severity,
-    Verdict,
-)
 from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
+from rtc_appservice.core.words import Coverage, Evidence, FallbackCause, KeyTransport, MembershipMode, Severity, Verdict
 from rtc_appservice.export.pseudonym import DIGITS
 
 #: Goes up when a property changes its meaning or leaves.

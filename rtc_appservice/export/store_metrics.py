@@ -7,8 +7,8 @@ from msgspec import Struct, field
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rtc_appservice.core.model import ServerName, Verdict
 from rtc_appservice.core.rollup import TOTALS
+from rtc_appservice.core.words import ServerName, Verdict
 from rtc_appservice.store import partitions
 from rtc_appservice.store.condition import Condition, HomeserverCondition
 from rtc_appservice.store.standing import HomeserverStanding, Standing

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from olm.account import Account, OlmAccountError
 
 from rtc_appservice.core.audit import RecordedTransaction
-from rtc_appservice.core.model import Device, DeviceId, Gap, GapReason, RoomId, ServerName, UserId
+from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.words import Device, DeviceId, GapReason, RoomId, ServerName, UserId
 from rtc_appservice.errors import InputError
 from rtc_appservice.intake.decrypt import Reading, open_event, open_transaction, origin_time, sealed_events
 from rtc_appservice.intake.keyring import Keyring

@@ -19,10 +19,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from rtc_appservice.core.membership import STATE_TYPES
-from rtc_appservice.core.model import Device, DeviceId, EventId, Gap, GapReason, RoomId, ServerName, ToDeviceKey, UserId
+from rtc_appservice.core.observed import Gap, ToDeviceKey
 from rtc_appservice.core.room_facts import state_read
 from rtc_appservice.core.stints import DeviceStint, build_stints, in_order
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import Device, DeviceId, EventId, GapReason, RoomId, ServerName, UserId
 from rtc_appservice.errors import DataRefused, RtcAppserviceError
 from rtc_appservice.intake.decrypt import Reading
 from rtc_appservice.intake.device_api import DeviceApi, RequestFailed, is_gone, text_of

@@ -4,7 +4,7 @@ from typing import Any
 
 from mautrix.api import HTTPAPI, Method, Path
 
-from rtc_appservice.core.model import RoomId
+from rtc_appservice.core.words import RoomId
 from rtc_appservice.intake.call_form import STICKY_SECONDS, OwnMembership
 
 _DELAY = "org.matrix.msc4140.delay"

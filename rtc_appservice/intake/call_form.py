@@ -11,8 +11,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import Device, UserId
 from rtc_appservice.core.stints import DeviceStint
+from rtc_appservice.core.words import Device, UserId
 
 STATE_TYPE = "org.matrix.msc3401.call.member"
 STICKY_TYPE = "org.matrix.msc4143.rtc.member"

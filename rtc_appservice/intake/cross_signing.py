@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rtc_appservice.core.model import DeviceId, DeviceTrust, UserId
+from rtc_appservice.core.words import DeviceId, DeviceTrust, UserId
 from rtc_appservice.intake.device_keys import identity_of, sealed_by
 
 _TOLD = {DeviceTrust.CROSS_SIGNED: True, DeviceTrust.UNSIGNED: False}

@@ -17,9 +17,9 @@ import orjson
 from msgspec import Struct, field
 
 from rtc_appservice.core.fields import from_ms, is_id
-from rtc_appservice.core.model import Device, DeviceTrust, RoomId, UserId
 from rtc_appservice.core.opened import Opened, Plaintext
 from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode, withheld_code
+from rtc_appservice.core.words import Device, DeviceTrust, RoomId, UserId
 from rtc_appservice.intake.device_keys import Identity, sealed_by
 from rtc_appservice.intake.keyring import CannotOpen, Keyring, message_id
 

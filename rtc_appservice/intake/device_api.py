@@ -16,7 +16,7 @@ from mautrix.errors import MatrixConnectionError, MatrixRequestError
 from mautrix.types import DeviceID, UserID
 from mautrix.util.logging import TraceLogger
 
-from rtc_appservice.core.model import Device, EventId, RoomId, UserId
+from rtc_appservice.core.words import Device, EventId, RoomId, UserId
 from rtc_appservice.errors import RtcAppserviceError
 
 #: mautrix logs requests with their bodies: nothing below critical may come out.

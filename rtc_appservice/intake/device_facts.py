@@ -21,8 +21,8 @@ from mautrix.errors import MatrixError
 from mautrix.types import UserID
 from mautrix.util.logging import TraceLogger
 
-from rtc_appservice.core.model import Device, DeviceId, UserId
 from rtc_appservice.core.platform import platform_of
+from rtc_appservice.core.words import Device, DeviceId, UserId
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.transaction import now_utc

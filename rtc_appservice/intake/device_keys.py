@@ -13,7 +13,7 @@ from mautrix.types import DeviceID, SigningKey, UserID
 from msgspec import Struct
 
 from rtc_appservice.core.fields import is_id
-from rtc_appservice.core.model import DeviceId, DeviceTrust, UserId
+from rtc_appservice.core.words import DeviceId, DeviceTrust, UserId
 
 #: Unpadded base64 of an Ed25519 key: what a cross-signing key is called by.
 _KEY_CHARACTERS = 43

@@ -15,7 +15,7 @@ from olm.account import Account
 from olm.session import OutboundSession
 
 from rtc_appservice.core.installation import DeviceFacts
-from rtc_appservice.core.model import Device, ServerName
+from rtc_appservice.core.words import Device, ServerName
 from rtc_appservice.intake.cross_signing import is_cross_signed
 from rtc_appservice.intake.decrypt import open_transaction
 from rtc_appservice.intake.device_api import SYNC_FILTER, DeviceApi, OddAnswer

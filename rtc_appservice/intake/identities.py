@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
-from rtc_appservice.core.model import UserId
+from rtc_appservice.core.words import UserId
 from rtc_appservice.intake.device_api import DeviceApi, RequestFailed
 from rtc_appservice.intake.device_keys import Identity, identity_of
 

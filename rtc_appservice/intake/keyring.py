@@ -13,8 +13,8 @@ from olm.account import OlmAccountError
 from olm.group_session import InboundGroupSession, OlmGroupSessionError
 from olm.session import InboundSession, OlmMessage, OlmPreKeyMessage, OlmSessionError
 
-from rtc_appservice.core.model import Device, RoomId, UserId
 from rtc_appservice.core.undecryptable import UndecryptableReason
+from rtc_appservice.core.words import Device, RoomId, UserId
 from rtc_appservice.intake.device_keys import SealedBy
 
 #: A sender whose device forgot its session makes a new one; older than these none is used again.

@@ -5,7 +5,8 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import Gap, GapReason, ServerName
+from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.words import GapReason, ServerName
 
 
 class Outages:

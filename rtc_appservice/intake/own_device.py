@@ -16,9 +16,10 @@ from olm.group_session import InboundGroupSession
 from olm.session import Session
 
 from rtc_appservice.core.keyed import Keyed
-from rtc_appservice.core.model import Device, EventId, Gap, GapReason, RoomId, ServerName
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.rollup import Increment, event_increments, message_increments
 from rtc_appservice.core.undecryptable import UndecryptableReason
+from rtc_appservice.core.words import Device, EventId, GapReason, RoomId, ServerName
 from rtc_appservice.errors import RtcAppserviceError
 from rtc_appservice.intake.decrypt import Reading, messages_for, sealed_events
 from rtc_appservice.intake.device_keys import SealedBy

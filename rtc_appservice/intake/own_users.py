@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from aiohttp.payload import BytesPayload
 
-from rtc_appservice.core.model import UserId
+from rtc_appservice.core.words import UserId
 from rtc_appservice.errors import RtcAppserviceError
 
 #: Whatever else ends so is a login too, and refused (Synapse's `/_synapse/admin/v1/users/{user}/login` for one).

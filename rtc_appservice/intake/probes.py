@@ -16,8 +16,8 @@ from aiohttp import web
 from mautrix.api import Method, Path
 
 from rtc_appservice.core.installation import Answer, Listening
-from rtc_appservice.core.model import Device, ServerName
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import Device, ServerName
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.device_api import DeviceApi, OddAnswer, RequestFailed
 from rtc_appservice.intake.server import Credentials, IntakeServer

@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import Any
 
 from rtc_appservice.core.fields import is_id
-from rtc_appservice.core.model import Membership, RoomId, UserId
+from rtc_appservice.core.observed import Membership
 from rtc_appservice.core.wire import LATE_AFTER, Intake
+from rtc_appservice.core.words import RoomId, UserId
 from rtc_appservice.intake.decrypt import Reading, messages_for, open_transaction, origin_time, sealed_events
 from rtc_appservice.intake.device_keys import Identity
 from rtc_appservice.intake.keyring import Keyring

@@ -24,8 +24,8 @@ from mautrix.client.state_store import MemoryStateStore
 from mautrix.types import UserID
 from msgspec import Struct
 
-from rtc_appservice.core.model import ServerName, UserId
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import ServerName, UserId
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.json_text import JsonAnswer

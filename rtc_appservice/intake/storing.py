@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import HeldEnvelope, Observation, Rejected
+from rtc_appservice.core.observed import HeldEnvelope, Observation, Rejected
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import DataRefused
 from rtc_appservice.intake.faults import describe

@@ -14,10 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rtc_appservice.core.fields import Malformed, text
-from rtc_appservice.core.model import GapReason, Observation, Rejected, RoomId, ServerName, UserId
+from rtc_appservice.core.observed import Observation, Rejected
 from rtc_appservice.core.opened import Opened
 from rtc_appservice.core.room_facts import room_left
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import GapReason, RoomId, ServerName, UserId
 from rtc_appservice.errors import DataRefused, RtcAppserviceError, StoreUnavailable
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.json_text import parse_json

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from rtc_appservice.core.model import Device, RoomId
 from rtc_appservice.core.stints import DeviceStint
+from rtc_appservice.core.words import Device, RoomId
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake import call_form
 from rtc_appservice.intake.call_api import CallApi

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import FindingKind, ServerName
+from rtc_appservice.core.words import FindingKind, ServerName
 from rtc_appservice.store import partitions
 from rtc_appservice.store.pool import Connection
 

@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import Device, DeviceId, DeviceTrust, EventId, RoomId, UserId
 from rtc_appservice.core.undecryptable import UndecryptableReason
+from rtc_appservice.core.words import Device, DeviceId, DeviceTrust, EventId, RoomId, UserId
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.undecryptable import UnreadRow
 

@@ -5,8 +5,8 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import Device, DeviceId, Platform, ServerName, UserId
 from rtc_appservice.core.platform import KnownDevice
+from rtc_appservice.core.words import Device, DeviceId, Platform, ServerName, UserId
 from rtc_appservice.store.pool import Connection
 
 

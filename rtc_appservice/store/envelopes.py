@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 import msgspec
 
 from rtc_appservice.core.envelope import ENVELOPE_SLACK, KEY_AFTER_STINT
-from rtc_appservice.core.model import DeviceId, HeldEnvelope, OlmEnvelope, RoomId, ServerName, StintSpan, UserId
+from rtc_appservice.core.model import StintSpan
+from rtc_appservice.core.observed import HeldEnvelope, OlmEnvelope
+from rtc_appservice.core.words import DeviceId, RoomId, ServerName, UserId
 from rtc_appservice.store.pool import Connection
 
 #: An envelope waits this long for the memberships that explain it.

@@ -7,8 +7,9 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from rtc_appservice.core.model import CallId, Finding, RoomFinding, RoomId, ServerName
+from rtc_appservice.core.model import Finding, RoomFinding
 from rtc_appservice.core.report import room_finding
+from rtc_appservice.core.words import CallId, RoomId, ServerName
 from rtc_appservice.store.pool import Connection
 
 #: A finding of a day can begin before the call it is told with.

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rtc_appservice.core.model import Gap, GapReason, RoomId, ServerName
+from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.words import GapReason, RoomId, ServerName
 from rtc_appservice.store.pool import Connection
 
 

@@ -1,6 +1,6 @@
 """Stage 3: the homeservers that transactions came from."""
 
-from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.store.pool import Connection
 
 

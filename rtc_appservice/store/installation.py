@@ -4,7 +4,7 @@ from datetime import datetime
 
 import asyncpg
 
-from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.store.pool import CONNECT_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, Connection, reaching_errors
 
 

@@ -5,7 +5,8 @@ from datetime import datetime
 
 import msgspec
 
-from rtc_appservice.core.model import CallReport, FindingKind
+from rtc_appservice.core.model import CallReport
+from rtc_appservice.core.words import FindingKind
 from rtc_appservice.store.pool import Connection
 
 _decoder = msgspec.json.Decoder(CallReport)

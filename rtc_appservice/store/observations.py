@@ -7,8 +7,9 @@ import asyncpg
 import msgspec
 from msgspec import Struct
 
-from rtc_appservice.core.model import Body, HeldEnvelope, Observation, RoomId, ServerName
+from rtc_appservice.core.observed import Body, HeldEnvelope, Observation
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import RoomId, ServerName
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.rooms import RoomCache, allocate_rooms
 

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 
-from rtc_appservice.core.model import BLOCKING_CAUSES, Coverage, Evidence, FallbackCause, FindingKind, Platform, Verdict
 from rtc_appservice.core.tally import NO_BLOCKER_FOR, Blockers, CallCount, CauseCount, Tally
+from rtc_appservice.core.words import BLOCKING_CAUSES, Coverage, Evidence, FallbackCause, FindingKind, Platform, Verdict
 from rtc_appservice.store.pool import Connection
 
 #: A finding's time may lie before its call, by what a key may come before its device's membership (10 s) and some more.

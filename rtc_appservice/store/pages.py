@@ -6,7 +6,8 @@ from datetime import datetime
 import msgspec
 from msgspec import Struct
 
-from rtc_appservice.core.model import CallReport, DeviceId, EventId, LedgerEntry, RoomId, ServerName, UserId, Verdict
+from rtc_appservice.core.model import CallReport, LedgerEntry
+from rtc_appservice.core.words import DeviceId, EventId, RoomId, ServerName, UserId, Verdict
 from rtc_appservice.store.pool import Connection
 
 #: What calls can be sorted by.

@@ -13,7 +13,8 @@ from uuid import UUID
 
 import msgspec
 
-from rtc_appservice.core.model import Body, Device, DeviceId, OlmEnvelope, UserId
+from rtc_appservice.core.observed import Body, OlmEnvelope
+from rtc_appservice.core.words import Device, DeviceId, UserId
 from rtc_appservice.store.partitions import MAINTENANCE_LOCK
 from rtc_appservice.store.pool import Connection
 

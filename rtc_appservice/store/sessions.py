@@ -6,7 +6,8 @@ from datetime import datetime
 import msgspec
 from msgspec import Struct
 
-from rtc_appservice.core.model import CallId, CallReport, CallSession, DeviceId, RoomId, UserId
+from rtc_appservice.core.model import CallReport, CallSession
+from rtc_appservice.core.words import CallId, DeviceId, RoomId, UserId
 from rtc_appservice.store.pool import Connection
 
 #: A device in a call, with the first time it was seen to distribute by to-device there.

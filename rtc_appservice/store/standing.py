@@ -7,7 +7,7 @@ from datetime import datetime
 import msgspec
 from msgspec import Struct, field
 
-from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.store import outbox, totals
 from rtc_appservice.store.outbox import Pending
 from rtc_appservice.store.pool import Connection

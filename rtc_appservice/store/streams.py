@@ -4,7 +4,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.store.pool import Connection
 
 

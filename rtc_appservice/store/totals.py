@@ -6,7 +6,8 @@ from datetime import datetime
 import msgspec
 from msgspec import Struct
 
-from rtc_appservice.core.model import EventId, LedgerEntry, ServerName
+from rtc_appservice.core.model import LedgerEntry
+from rtc_appservice.core.words import EventId, ServerName
 from rtc_appservice.store.pool import Connection
 
 

@@ -9,8 +9,8 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import EventId, RoomId
 from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode, withheld_code
+from rtc_appservice.core.words import EventId, RoomId
 from rtc_appservice.store.pool import Connection
 
 

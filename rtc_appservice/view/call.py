@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rtc_appservice.core.explain import CallExplanation, OwedKey, TimelineEntry
-from rtc_appservice.core.model import Outcome
+from rtc_appservice.core.words import Outcome
 from rtc_appservice.view.report import new_table, print_call
 from rtc_appservice.view.words import clock, device_name, plain, precise
 

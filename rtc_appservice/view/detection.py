@@ -21,7 +21,8 @@ from rtc_appservice.core import (
     verdict,
 )
 from rtc_appservice.core.catalogue import CAUSES, FINDINGS, OUTCOMES, Meaning
-from rtc_appservice.core.model import BLOCKING_CAUSES, Settings
+from rtc_appservice.core.model import Settings
+from rtc_appservice.core.words import BLOCKING_CAUSES
 
 PATH = Path(__file__).parents[2] / "docs" / "detection.md"
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from msgspec import Struct
 
 from rtc_appservice.core.explain import OwedKey
-from rtc_appservice.core.model import DeviceRef, Evidence, Outcome
+from rtc_appservice.core.model import DeviceRef
+from rtc_appservice.core.words import Evidence, Outcome
 
 #: More keys than this between two devices are counted, not listed.
 LISTED = 8

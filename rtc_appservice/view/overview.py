@@ -6,10 +6,12 @@ from datetime import date, datetime, timedelta
 
 from msgspec import Struct
 
-from rtc_appservice.core.model import Coverage, Evidence, Gap, Readiness, ServerName, Verdict
+from rtc_appservice.core.model import Readiness
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.readiness import JUDGED, judge
 from rtc_appservice.core.rollup import EVENTS_DECRYPTED, EVENTS_UNDECRYPTABLE
 from rtc_appservice.core.tally import CauseCount, Tally
+from rtc_appservice.core.words import Coverage, Evidence, ServerName, Verdict
 from rtc_appservice.store import totals
 from rtc_appservice.store.gaps import newest_gaps
 from rtc_appservice.store.overview import load_tally

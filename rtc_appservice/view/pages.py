@@ -14,7 +14,8 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from rtc_appservice.core.model import Settings, Verdict
+from rtc_appservice.core.model import Settings
+from rtc_appservice.core.words import Verdict
 from rtc_appservice.errors import InputError, StoreUnavailable
 from rtc_appservice.store import outbox, pages, sessions
 from rtc_appservice.store.condition import load_condition

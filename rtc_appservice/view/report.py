@@ -18,20 +18,19 @@ from rich.table import Table
 from rich.text import Text
 
 from rtc_appservice.core.model import (
-    BLOCKING_CAUSES,
     CallReport,
     DeviceRef,
     Fallback,
     Finding,
-    Gap,
     Participant,
-    Platform,
     Readiness,
     Report,
     RoomFinding,
     Stint,
 )
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.wording import how_many
+from rtc_appservice.core.words import BLOCKING_CAUSES, Platform
 from rtc_appservice.view.words import (
     CAUSES,
     READINESS,

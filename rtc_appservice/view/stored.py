@@ -3,9 +3,10 @@
 import asyncio
 from datetime import datetime
 
-from rtc_appservice.core.model import Report, ServerName
+from rtc_appservice.core.model import Report
 from rtc_appservice.core.platform import with_platforms
 from rtc_appservice.core.report import build_report
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.errors import InputError
 from rtc_appservice.store.device_facts import load_platforms
 from rtc_appservice.store.findings import load_of_rooms

@@ -7,8 +7,9 @@ from msgspec.structs import replace
 from rtc_appservice.core.envelope import KEY_AFTER_STINT
 from rtc_appservice.core.explain import CallExplanation, explain
 from rtc_appservice.core.fallback import HISTORY
-from rtc_appservice.core.model import Coverage, DeviceId, RoomHistory, Settings, UserId
+from rtc_appservice.core.model import RoomHistory, Settings
 from rtc_appservice.core.platform import with_platforms
+from rtc_appservice.core.words import Coverage, DeviceId, UserId
 from rtc_appservice.errors import InputError
 from rtc_appservice.store.crypto import own_devices
 from rtc_appservice.store.device_facts import load_platforms

@@ -11,7 +11,6 @@ import msgspec
 
 from rtc_appservice.core.explain import CallExplanation, OwedKey
 from rtc_appservice.core.model import (
-    BLOCKING_CAUSES,
     CallReport,
     DeliveryCounts,
     DeviceRef,
@@ -20,6 +19,7 @@ from rtc_appservice.core.model import (
     Report,
     RoomFinding,
 )
+from rtc_appservice.core.words import BLOCKING_CAUSES
 from rtc_appservice.view.words import (
     CAUSES,
     OUTCOMES,

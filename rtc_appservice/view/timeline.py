@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 
 from rtc_appservice.core.explain import CallExplanation, TimelineEntry
-from rtc_appservice.core.model import DeviceRef, KeyTransport
+from rtc_appservice.core.model import DeviceRef
+from rtc_appservice.core.words import KeyTransport
 from rtc_appservice.view.words import precise
 
 WIDTH = 960

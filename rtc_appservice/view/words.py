@@ -3,8 +3,9 @@
 from datetime import UTC, datetime, timedelta
 
 from rtc_appservice.core import wording
-from rtc_appservice.core.model import Coverage, DeviceRef, Evidence, FallbackCause, Finding, Outcome, Severity, Verdict
+from rtc_appservice.core.model import DeviceRef, Finding
 from rtc_appservice.core.undecryptable import UndecryptableReason
+from rtc_appservice.core.words import Coverage, Evidence, FallbackCause, Outcome, Severity, Verdict
 
 READINESS = wording.READINESS
 moment = wording.moment

@@ -18,8 +18,9 @@ from mautrix.types import DeviceID, EncryptionAlgorithm, EventType, Obj, RoomEnc
 from msgspec import Struct
 
 from rtc_appservice import registration
-from rtc_appservice.core.model import DeviceId, Observation, RoomId, ServerName, UserId
+from rtc_appservice.core.observed import Observation
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import DeviceId, RoomId, ServerName, UserId
 from rtc_appservice.demo.olm_device import QUIET
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port, running_synapse
 from rtc_appservice.intake.auditor import Auditor, auditor_terms

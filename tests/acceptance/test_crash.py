@@ -22,7 +22,8 @@ import pytest
 import yaml
 
 from rtc_appservice import registration
-from rtc_appservice.core.model import Gap, GapReason
+from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.words import GapReason
 from rtc_appservice.demo.process import ProcessFailed, ServerProcess, running
 from rtc_appservice.demo.synapse import SERVER_NAME, Synapse, free_port, running_synapse
 from rtc_appservice.store.gaps import load_gaps

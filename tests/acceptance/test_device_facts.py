@@ -19,8 +19,8 @@ from mautrix.crypto.store import MemoryCryptoStore, StateStore
 from mautrix.types import DeviceID, RoomID, UserID
 
 from rtc_appservice import registration
-from rtc_appservice.core.model import Device, DeviceId, ServerName, UserId
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import Device, DeviceId, ServerName, UserId
 from rtc_appservice.demo.olm_device import QUIET
 from rtc_appservice.demo.process import running
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port, running_synapse

@@ -15,17 +15,10 @@ from mautrix.api import Path as ApiPath
 from mautrix.types import RoomID
 from olm.pk import PkSigning
 
-from rtc_appservice.core.model import (
-    DeviceTrust,
-    Evidence,
-    FindingKind,
-    RoomHistory,
-    RoomId,
-    ServerName,
-    Severity,
-    ToDeviceKey,
-)
+from rtc_appservice.core.model import RoomHistory
+from rtc_appservice.core.observed import ToDeviceKey
 from rtc_appservice.core.session import project_room
+from rtc_appservice.core.words import DeviceTrust, Evidence, FindingKind, RoomId, ServerName, Severity
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.intake.cross_signing import is_cross_signed
 from rtc_appservice.intake.device_setup import recovery_phrase

@@ -8,7 +8,8 @@ import pytest_asyncio
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
 
-from rtc_appservice.core.model import Report, Verdict
+from rtc_appservice.core.model import Report
+from rtc_appservice.core.words import Verdict
 from rtc_appservice.demo.players import PlayLog
 from rtc_appservice.demo.plays import PLAYS, Play, Role, compare, expected, perform
 from rtc_appservice.demo.run import settled_report

@@ -23,8 +23,8 @@ from mautrix.types import (
 )
 
 from rtc_appservice import registration
-from rtc_appservice.core.model import RoomId, UserId
 from rtc_appservice.core.notices import Notice
+from rtc_appservice.core.words import RoomId, UserId
 from rtc_appservice.demo import wire
 from rtc_appservice.demo.players import Player, PlayLog
 from rtc_appservice.demo.plays import Play, Role, gathered

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rtc_appservice.core.model import DeviceId, MegolmEnvelope, Observation, RoomId, RoomKey, ServerName, ToDeviceKey
+from rtc_appservice.core.observed import MegolmEnvelope, Observation, RoomKey, ToDeviceKey
+from rtc_appservice.core.words import DeviceId, RoomId, ServerName
 from rtc_appservice.demo.process import ProcessFailed, ServerProcess, running
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port
 from rtc_appservice.store import totals

@@ -10,8 +10,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from rtc_appservice.core.model import RoomHistory, RoomId, RoomKey, RoomState, ServerName
+from rtc_appservice.core.model import RoomHistory
+from rtc_appservice.core.observed import RoomKey, RoomState
 from rtc_appservice.core.session import project_room
+from rtc_appservice.core.words import RoomId, ServerName
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.store.audited_rooms import want_room
 from rtc_appservice.store.pool import Pool

@@ -9,21 +9,10 @@ from mautrix.api import Method
 from mautrix.api import Path as ApiPath
 from mautrix.types import RoomID, TrustState
 
-from rtc_appservice.core.model import (
-    Coverage,
-    DeviceTrust,
-    Evidence,
-    MegolmEnvelope,
-    Membership,
-    Observation,
-    RoomHistory,
-    RoomId,
-    RoomKey,
-    ServerName,
-    ToDeviceKey,
-    Verdict,
-)
+from rtc_appservice.core.model import RoomHistory
+from rtc_appservice.core.observed import MegolmEnvelope, Membership, Observation, RoomKey, ToDeviceKey
 from rtc_appservice.core.session import project_room
+from rtc_appservice.core.words import Coverage, DeviceTrust, Evidence, RoomId, ServerName, Verdict
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.intake.device_keys import identity_of, sealed_by
 from rtc_appservice.store.audited_rooms import want_room

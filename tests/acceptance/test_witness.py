@@ -11,7 +11,8 @@ import pytest
 from mautrix.api import Method
 from mautrix.api import Path as ApiPath
 
-from rtc_appservice.core.model import Membership, RoomId, ToDeviceKey
+from rtc_appservice.core.observed import Membership, ToDeviceKey
+from rtc_appservice.core.words import RoomId
 from rtc_appservice.demo import synapse
 from rtc_appservice.intake.call_api import CallApi
 from rtc_appservice.intake.call_form import OwnMembership

@@ -8,17 +8,9 @@ from pathlib import Path
 from mautrix.api import Method
 from mautrix.api import Path as ApiPath
 
-from rtc_appservice.core.model import (
-    CallReport,
-    Coverage,
-    Evidence,
-    FindingKind,
-    Outcome,
-    RoomId,
-    ServerName,
-    Settings,
-    ToDeviceKey,
-)
+from rtc_appservice.core.model import CallReport, Settings
+from rtc_appservice.core.observed import ToDeviceKey
+from rtc_appservice.core.words import Coverage, Evidence, FindingKind, Outcome, RoomId, ServerName
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.export.events import Terms, event_maker
 from rtc_appservice.intake.transaction import now_utc

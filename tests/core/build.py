@@ -16,34 +16,23 @@ import msgspec
 from rtc_appservice.core.audit import RecordedTransaction
 from rtc_appservice.core.envelope import place, placed_observation
 from rtc_appservice.core.lengths import room_key_lengths, to_device_lengths
-from rtc_appservice.core.model import (
+from rtc_appservice.core.model import CallReport, CallSession, Finding, Projected, RoomHistory, Settings
+from rtc_appservice.core.observed import (
     Body,
-    CallReport,
-    CallSession,
-    Device,
-    DeviceId,
-    EventId,
-    Finding,
-    FindingKind,
     HeldEnvelope,
     KeyMark,
     MegolmEnvelope,
     Membership,
     Observation,
     OlmEnvelope,
-    Projected,
     Redaction,
-    RoomHistory,
-    RoomId,
     RoomKey,
     RoomState,
-    ServerName,
-    Settings,
     ToDeviceKey,
-    UserId,
 )
 from rtc_appservice.core.session import RoomProjection, project_room
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import Device, DeviceId, EventId, FindingKind, RoomId, ServerName, UserId
 
 HOMESERVER = ServerName("lab.test")
 ROOM = RoomId("!" + "r" * 43)  # room version 12: no server part

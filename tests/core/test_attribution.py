@@ -3,7 +3,9 @@
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import CallReport, Evidence, FallbackCause, FindingKind, KeyTransport, MegolmEnvelope
+from rtc_appservice.core.model import CallReport
+from rtc_appservice.core.observed import MegolmEnvelope
+from rtc_appservice.core.words import Evidence, FallbackCause, FindingKind, KeyTransport
 
 from .build import SLOT, Scene, at, findings_of, modern, who
 

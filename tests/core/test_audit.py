@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from rtc_appservice.core.audit import RecordedTransaction, audit
-from rtc_appservice.core.model import Coverage, Report, Verdict
+from rtc_appservice.core.model import Report
+from rtc_appservice.core.words import Coverage, Verdict
 
 from .build import HOMESERVER, NOON, SCENARIOS, SECRET, at, ms, transactions_of, truth_of
 

@@ -1,6 +1,6 @@
 """A distribution is one act of one device handing out a key by one key transport."""
 
-from rtc_appservice.core.model import KeyTransport
+from rtc_appservice.core.words import KeyTransport
 
 from .build import Scene, at, who
 

@@ -5,7 +5,9 @@ from datetime import timedelta
 import pytest
 
 from rtc_appservice.core.envelope import place, placed_observation
-from rtc_appservice.core.model import HeldEnvelope, RoomId, StintSpan
+from rtc_appservice.core.model import StintSpan
+from rtc_appservice.core.observed import HeldEnvelope
+from rtc_appservice.core.words import RoomId
 
 from .build import HOMESERVER, OTHER_ROOM, ROOM, SLOT, at, olm_envelope, who
 

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from rtc_appservice.core.explain import CallExplanation, explain
-from rtc_appservice.core.model import CallId
 from rtc_appservice.core.session import project_room
+from rtc_appservice.core.words import CallId
 
 from .build import SCENARIOS, Scene, history_of
 

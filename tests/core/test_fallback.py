@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from rtc_appservice.core.model import BLOCKING_CAUSES, Evidence, Fallback, FallbackCause, FindingKind
+from rtc_appservice.core.model import Fallback
+from rtc_appservice.core.words import BLOCKING_CAUSES, Evidence, FallbackCause, FindingKind
 
 from .build import Scene, at, findings_of, modern, who
 

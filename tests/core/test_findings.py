@@ -6,7 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import Evidence, Finding, FindingKind, Rejected, Severity
+from rtc_appservice.core.model import Finding
+from rtc_appservice.core.observed import Rejected
+from rtc_appservice.core.words import Evidence, FindingKind, Severity
 
 from .build import Scene, at, device_of, findings_of, membership, modern, sticky, who
 

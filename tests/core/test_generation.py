@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from rtc_appservice.core.model import Membership, Participant
+from rtc_appservice.core.model import Participant
+from rtc_appservice.core.observed import Membership
 from rtc_appservice.core.session import project_room
 
 from .build import SCENARIOS, Scene, history_of, membership, modern, sticky, truth_of, who

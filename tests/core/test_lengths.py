@@ -13,7 +13,7 @@ from rtc_appservice.core.lengths import (
     room_key_lengths,
     to_device_lengths,
 )
-from rtc_appservice.core.model import DeviceId, RoomId, UserId
+from rtc_appservice.core.words import DeviceId, RoomId, UserId
 
 from .build import ROOM, SCENARIOS, WITNESSED, transactions_of, truth_of, who
 

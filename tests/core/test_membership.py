@@ -15,7 +15,8 @@ from rtc_appservice.core.membership import (
     parse_sticky,
     sticky_seconds,
 )
-from rtc_appservice.core.model import Membership, UserId
+from rtc_appservice.core.observed import Membership
+from rtc_appservice.core.words import UserId
 
 from .test_strip import json_values
 

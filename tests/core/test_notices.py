@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from rtc_appservice.core.model import CallReport, FindingKind
+from rtc_appservice.core.model import CallReport
 from rtc_appservice.core.notices import ALARMS_PER_CALL, alarms, weekly, weekly_id
 from rtc_appservice.core.readiness import assess
+from rtc_appservice.core.words import FindingKind
 
 from .build import NOON, Scene, at, findings_of, modern
 

@@ -3,16 +3,9 @@
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import (
-    CallReport,
-    FindingKind,
-    Gap,
-    GapReason,
-    ObligationCounts,
-    Outcome,
-    Settings,
-    Verdict,
-)
+from rtc_appservice.core.model import CallReport, ObligationCounts, Settings
+from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.words import FindingKind, GapReason, Outcome, Verdict
 
 from .build import HOMESERVER, Scene, at, device_of, findings_of, modern
 

@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import DeviceTrust, Membership, RoomKey, ToDeviceKey
+from rtc_appservice.core.observed import Membership, RoomKey, ToDeviceKey
 from rtc_appservice.core.opened import Opened, Plaintext
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import DeviceTrust
 
 from .build import KEY_TYPE, ROOM, who
 from .test_membership import STICKY

@@ -2,13 +2,13 @@
 
 import pytest
 
-from rtc_appservice.core.model import (
+from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.words import (
     Coverage,
     DeviceId,
     DeviceTrust,
     Evidence,
     FindingKind,
-    Gap,
     GapReason,
     Severity,
     Verdict,

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from rtc_appservice.core.lengths import room_key_lengths, to_device_lengths
 from rtc_appservice.core.membership import parse_state
-from rtc_appservice.core.model import DeviceId, Membership, Rejected, RoomId, RoomState, UserId
+from rtc_appservice.core.observed import Membership, Rejected, RoomState
 from rtc_appservice.core.person import Tombstones, check_user_id, mentions
+from rtc_appservice.core.words import DeviceId, RoomId, UserId
 from rtc_appservice.errors import InputError
 
 ANN = UserId("@ann:example.org")

@@ -3,9 +3,10 @@
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import CallReport, Platform
+from rtc_appservice.core.model import CallReport
 from rtc_appservice.core.platform import platform_of, with_platforms
 from rtc_appservice.core.readiness import assess
+from rtc_appservice.core.words import Platform
 
 from .build import NOON, Scene
 

@@ -5,8 +5,9 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import CallId, CallReport, Readiness, Verdict
+from rtc_appservice.core.model import CallReport, Readiness
 from rtc_appservice.core.readiness import TARGET, assess, wilson_interval
+from rtc_appservice.core.words import CallId, Verdict
 
 from .build import NOON, Scene, at, modern
 

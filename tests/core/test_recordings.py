@@ -15,7 +15,8 @@ import pytest
 
 from rtc_appservice.core.audit import RecordedTransaction, audit
 from rtc_appservice.core.fields import from_ms
-from rtc_appservice.core.model import CallReport, FallbackCause, Verdict
+from rtc_appservice.core.model import CallReport
+from rtc_appservice.core.words import FallbackCause, Verdict
 
 Device = tuple[str, str]
 

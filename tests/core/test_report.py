@@ -5,8 +5,10 @@ from typing import Any
 
 import msgspec
 
-from rtc_appservice.core.model import Gap, GapReason, Report
+from rtc_appservice.core.model import Report
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.report import build_report
+from rtc_appservice.core.words import GapReason
 
 from .build import HOMESERVER, ROOM, Scene, at
 

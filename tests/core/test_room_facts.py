@@ -2,8 +2,9 @@
 
 import pytest
 
-from rtc_appservice.core.model import Gap, GapReason, UserId
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.room_facts import room_left, state_read
+from rtc_appservice.core.words import GapReason, UserId
 
 from .build import HOMESERVER, OTHER_ROOM, ROOM, Scene, at, sticky
 

@@ -9,19 +9,11 @@ import msgspec
 import pytest
 
 from rtc_appservice.core.audit import RecordedTransaction, audit
-from rtc_appservice.core.model import (
-    Evidence,
-    Finding,
-    FindingKind,
-    Projected,
-    Rejected,
-    RoomHistory,
-    ServerName,
-    Severity,
-    UserId,
-)
+from rtc_appservice.core.model import Finding, Projected, RoomHistory
+from rtc_appservice.core.observed import Rejected
 from rtc_appservice.core.room_findings import MAX_FINDINGS
 from rtc_appservice.core.session import RoomProjection
+from rtc_appservice.core.words import Evidence, FindingKind, ServerName, Severity, UserId
 from rtc_appservice.view.report import render_json, render_text
 from rtc_appservice.view.tabular import report_markdown
 

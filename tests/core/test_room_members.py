@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from rtc_appservice.core.model import Rejected, RoomId, RoomState, ServerName
+from rtc_appservice.core.observed import Rejected, RoomState
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import RoomId, ServerName
 
 ROOM = RoomId("!room")
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtc_appservice.core.model import CallSession, Finding, Observation, RoomHistory
+from rtc_appservice.core.model import CallSession, Finding, RoomHistory
+from rtc_appservice.core.observed import Observation
 from rtc_appservice.core.report import build_report
 from rtc_appservice.core.session import project_room
 

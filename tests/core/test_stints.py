@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import MegolmEnvelope, Membership, MembershipMode, Rejected, Verdict
+from rtc_appservice.core.observed import MegolmEnvelope, Membership, Rejected
+from rtc_appservice.core.words import MembershipMode, Verdict
 
 from .build import SLOT, Scene, at, left, membership, modern, sticky, who
 

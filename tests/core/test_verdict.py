@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from rtc_appservice.core.model import CallReport, Coverage, Evidence, Verdict
+from rtc_appservice.core.model import CallReport
+from rtc_appservice.core.words import Coverage, Evidence, Verdict
 
 from .build import Scene
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import Rejected, RoomKey, ToDeviceKey
+from rtc_appservice.core.observed import Rejected, RoomKey, ToDeviceKey
 from rtc_appservice.core.strip import KEY_EVENT_TYPES
 
 from .build import KEY_TYPE, NOON, OTHER_ROOM, ROOM, ms

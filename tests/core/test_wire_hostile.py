@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtc_appservice.core.model import Observation, Rejected, RoomId
+from rtc_appservice.core.observed import Observation, Rejected
 from rtc_appservice.core.strip import KEY_EVENT_TYPES
+from rtc_appservice.core.words import RoomId
 
 from .build import ROOM, SCENARIOS, transactions_of, truth_of
 from .test_strip import json_values

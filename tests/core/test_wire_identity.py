@@ -5,7 +5,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from rtc_appservice.core.model import RoomKey, ToDeviceKey
+from rtc_appservice.core.observed import RoomKey, ToDeviceKey
 from rtc_appservice.core.wire import TransactionReader
 
 from .build import HOMESERVER, NOON, OTHER_ROOM, SECRET, at, ms

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from rtc_appservice.core.model import Observation, Rejected, RoomId
+from rtc_appservice.core.observed import Observation, Rejected
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import RoomId
 
 from .build import HOMESERVER, KEY_TYPE, NOON, ROOM, SECRET, ms
 

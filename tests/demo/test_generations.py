@@ -1,4 +1,4 @@
-from rtc_appservice.core.model import Device, DeviceId, KeyTransport, UserId
+from rtc_appservice.core.words import Device, DeviceId, KeyTransport, UserId
 from rtc_appservice.demo.generations import Distribute, RoomOnly, ToDevice, Wake
 
 ALICE: Device = (UserId("@alice:x"), DeviceId("A"))

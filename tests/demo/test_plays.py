@@ -5,25 +5,27 @@ import pytest
 from msgspec.structs import replace
 
 from rtc_appservice.core.model import (
-    CallId,
     CallReport,
     DeliveryCounts,
-    Device,
-    DeviceId,
     DeviceRef,
     DistributionCounts,
-    Evidence,
     Fallback,
-    FallbackCause,
-    KeyTransport,
-    MembershipMode,
     ObligationCounts,
     Participant,
     Readiness,
     Report,
+    Totals,
+)
+from rtc_appservice.core.words import (
+    CallId,
+    Device,
+    DeviceId,
+    Evidence,
+    FallbackCause,
+    KeyTransport,
+    MembershipMode,
     RoomId,
     ServerName,
-    Totals,
     UserId,
     Verdict,
 )

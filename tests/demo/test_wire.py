@@ -1,6 +1,6 @@
 import pytest
 
-from rtc_appservice.core.model import Device, DeviceId, KeyTransport, UserId
+from rtc_appservice.core.words import Device, DeviceId, KeyTransport, UserId
 from rtc_appservice.demo import wire
 from rtc_appservice.demo.wire import Generation
 

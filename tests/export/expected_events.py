@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rtc_appservice.core.model import CallReport, FindingKind
+from rtc_appservice.core.model import CallReport
+from rtc_appservice.core.words import FindingKind
 
 
 def expected_events(call: CallReport) -> Counter[str]:

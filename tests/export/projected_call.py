@@ -3,35 +3,37 @@
 from datetime import UTC, datetime, timedelta
 
 from rtc_appservice.core.model import (
-    CallId,
     CallReport,
     CallSession,
-    Coverage,
     DeliveryCounts,
-    DeviceId,
     DeviceRef,
     DistributionCounts,
+    Fallback,
+    Finding,
+    KeyDistribution,
+    ObligationCounts,
+    Participant,
+    Stint,
+    UndecryptableKey,
+)
+from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
+from rtc_appservice.core.words import (
+    CallId,
+    Coverage,
+    DeviceId,
     EndReason,
     Evidence,
-    Fallback,
     FallbackCause,
-    Finding,
     FindingKind,
-    KeyDistribution,
     KeyTransport,
     MembershipMode,
-    ObligationCounts,
     Outcome,
-    Participant,
     RoomId,
     ServerName,
     Severity,
-    Stint,
-    UndecryptableKey,
     UserId,
     Verdict,
 )
-from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ROOM = "!CALLROOM:example.org"

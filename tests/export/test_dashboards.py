@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import BLOCKING_CAUSES
 from rtc_appservice.core.readiness import TARGET, wilson_interval
+from rtc_appservice.core.words import BLOCKING_CAUSES
 from rtc_appservice.demo.posthog_standin import PostHogStandIn
 from rtc_appservice.errors import InputError, PostHogRefused
 from rtc_appservice.export.dashboards.check import SENT, Dashboard, check, check_query, load, mark

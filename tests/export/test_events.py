@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from rtc_appservice.core.audit import audit
-from rtc_appservice.core.model import CallId, CallSession, FindingKind, ServerName
+from rtc_appservice.core.model import CallSession
+from rtc_appservice.core.words import CallId, FindingKind, ServerName
 from rtc_appservice.export import docs
 from rtc_appservice.export.events import Terms, auditor_rows, event_maker, outbox_rows
 from rtc_appservice.export.properties import EVENTS, RtcCallStarted, checked

@@ -10,19 +10,11 @@ from aiohttp import web
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from rtc_appservice.core.model import (
-    Body,
-    DistributionCounts,
-    KeyMark,
-    Observation,
-    Rejected,
-    RoomId,
-    RoomKey,
-    ServerName,
-    ToDeviceKey,
-)
+from rtc_appservice.core.model import DistributionCounts
+from rtc_appservice.core.observed import Body, KeyMark, Observation, Rejected, RoomKey, ToDeviceKey
 from rtc_appservice.core.rollup import TOTALS, increments
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import RoomId, ServerName
 from rtc_appservice.export.events import Terms, outbox_rows
 from rtc_appservice.export.posthog import Answer
 from rtc_appservice.export.prometheus import DESCRIPTIONS, Metrics

@@ -1,8 +1,8 @@
 """What settled calls and findings add to the totals: each once, split by evidence."""
 
-from rtc_appservice.core.model import FindingKind
 from rtc_appservice.core.rollup import EVENTS_UNDECRYPTABLE, TO_DEVICE_UNDECRYPTABLE, TOTALS, increments
 from rtc_appservice.core.undecryptable import UndecryptableReason
+from rtc_appservice.core.words import FindingKind
 
 from .projected_call import ALICE, finding, make_call
 

@@ -7,7 +7,7 @@ import jsonschema  # type: ignore[import-untyped]  # an independent reading of o
 import pytest
 from olm.group_session import OutboundGroupSession
 
-from rtc_appservice.core.model import Coverage
+from rtc_appservice.core.words import Coverage
 from rtc_appservice.demo.posthog_standin import PostHogStandIn
 from rtc_appservice.export.events import Terms, event_maker
 from rtc_appservice.export.posthog import Sender, poster

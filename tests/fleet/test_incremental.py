@@ -7,21 +7,11 @@ import msgspec
 import pytest
 
 from rtc_appservice.core.envelope import place, placed_observation
-from rtc_appservice.core.model import (
-    Body,
-    DeviceId,
-    HeldEnvelope,
-    Membership,
-    Observation,
-    Rejected,
-    RoomHistory,
-    RoomId,
-    RoomKey,
-    ServerName,
-    UserId,
-)
+from rtc_appservice.core.model import RoomHistory
+from rtc_appservice.core.observed import Body, HeldEnvelope, Membership, Observation, Rejected, RoomKey
 from rtc_appservice.core.session import RoomProjection, project_room
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import DeviceId, RoomId, ServerName, UserId
 
 from ..core.build import KEY_TYPE, SCENARIOS, SLOT, WITNESSED, history_of, membership
 from .plans import play

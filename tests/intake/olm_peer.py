@@ -9,7 +9,7 @@ from olm.group_session import OutboundGroupSession
 from olm.pk import PkSigning
 from olm.session import OutboundSession
 
-from rtc_appservice.core.model import Device, DeviceId, UserId
+from rtc_appservice.core.words import Device, DeviceId, UserId
 from rtc_appservice.intake.keyring import Keyring
 
 OURS: Device = (UserId("@auditor:lab.test"), DeviceId("OURS1"))

@@ -5,8 +5,8 @@ from typing import Any
 
 import orjson
 
-from rtc_appservice.core.model import DeviceId, EventId, RoomId, UserId
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import DeviceId, EventId, RoomId, UserId
 from rtc_appservice.intake.decrypt import Reading
 from rtc_appservice.intake.device_keys import Identity
 from rtc_appservice.intake.own_device import OwnDevice

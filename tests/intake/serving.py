@@ -6,8 +6,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from rtc_appservice.core.model import ServerName
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.intake.server import IntakeServer
 
 HOMESERVER = ServerName("lab.test")

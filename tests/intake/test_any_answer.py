@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from olm.pk import PkSigning
 
-from rtc_appservice.core.model import DeviceId, DeviceTrust, EventId, RoomId, ServerName, UserId
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import DeviceId, DeviceTrust, EventId, RoomId, ServerName, UserId
 from rtc_appservice.intake.call_api import CallApi
 from rtc_appservice.intake.call_form import CallForm, sticky_membership
 from rtc_appservice.intake.cross_signing import is_cross_signed

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from rtc_appservice.core.model import DeviceId, KeyMark, Observation, RoomId, ServerName, ToDeviceKey, UserId
+from rtc_appservice.core.observed import KeyMark, Observation, ToDeviceKey
 from rtc_appservice.core.opened import Opened
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import DeviceId, RoomId, ServerName, UserId
 from rtc_appservice.intake.auditor import auditor_terms, date_back
 from rtc_appservice.intake.decrypt import Reading
 from rtc_appservice.intake.own_device import OwnDevice

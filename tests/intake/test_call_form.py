@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from rtc_appservice.core.membership import parse_state, parse_sticky
-from rtc_appservice.core.model import Device, DeviceId, UserId
 from rtc_appservice.core.stints import DeviceStint, build_stints, in_order
+from rtc_appservice.core.words import Device, DeviceId, UserId
 from rtc_appservice.intake.call_form import (
     STATE_TYPE,
     STICKY_TYPE,

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from olm.pk import PkSigning
 
-from rtc_appservice.core.model import DeviceTrust, RoomKey, ServerName, ToDeviceKey, UserId, Withheld
+from rtc_appservice.core.observed import RoomKey, ToDeviceKey, Withheld
 from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import DeviceTrust, ServerName, UserId
 from rtc_appservice.intake.decrypt import Reading, open_transaction
 from rtc_appservice.intake.device_keys import Identity
 from rtc_appservice.intake.keyring import Changes, Keyring

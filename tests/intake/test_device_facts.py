@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from olm.account import Account
 
-from rtc_appservice.core.model import Device, DeviceId, Platform, UserId
+from rtc_appservice.core.words import Device, DeviceId, Platform, UserId
 from rtc_appservice.intake import device_facts
 from rtc_appservice.intake.cross_signing import is_cross_signed
 from rtc_appservice.intake.device_facts import facts_of, run_device_facts, signature_check, wait_after

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rtc_appservice.core.model import ServerName, Withheld
+from rtc_appservice.core.observed import Withheld
 from rtc_appservice.core.undecryptable import WithheldCode
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.intake.decrypt import Reading, open_transaction
 from rtc_appservice.intake.keyring import Changes, Keyring
 from tests.intake.olm_peer import Peer, body, our_keyring

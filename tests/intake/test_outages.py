@@ -1,6 +1,7 @@
 from datetime import UTC, datetime, timedelta
 
-from rtc_appservice.core.model import Gap, GapReason, RoomId, ServerName
+from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.words import GapReason, RoomId, ServerName
 from rtc_appservice.intake.outages import Outages
 
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)

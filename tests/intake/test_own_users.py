@@ -8,8 +8,8 @@ from aiohttp import web
 from mautrix.api import Method, Path
 from mautrix.types import UserID
 
-from rtc_appservice.core.model import ServerName, UserId
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import ServerName, UserId
 from rtc_appservice.intake.own_users import NotOurUser
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import Read

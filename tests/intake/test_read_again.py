@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 from mautrix.errors import MatrixRequestError
 
-from rtc_appservice.core.model import DeviceTrust, EventId, RoomId, UserId
 from rtc_appservice.core.undecryptable import UndecryptableReason
+from rtc_appservice.core.words import DeviceTrust, EventId, RoomId, UserId
 from rtc_appservice.intake.auditor import Auditor, auditor_terms
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.store import crypto

@@ -12,8 +12,9 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import GapReason, RoomState, UserId
+from rtc_appservice.core.observed import RoomState
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import GapReason, UserId
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.decrypt import Reading
 from rtc_appservice.intake.device_keys import Identity

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from rtc_appservice.core.model import Gap, GapReason
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.wire import Intake, TransactionReader
+from rtc_appservice.core.words import GapReason
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.intake.transaction import BadBody, TransactionIntake, parse_body
 from rtc_appservice.store.gaps import load_gaps

@@ -17,8 +17,9 @@ from click.testing import CliRunner
 
 from rtc_appservice.cli import main
 from rtc_appservice.core.audit import RecordedTransaction, audit
-from rtc_appservice.core.model import CallReport, Coverage, Evidence, FindingKind, Verdict
+from rtc_appservice.core.model import CallReport
 from rtc_appservice.core.strip import KEY_EVENT_TYPES
+from rtc_appservice.core.words import Coverage, Evidence, FindingKind, Verdict
 from rtc_appservice.intake.account import OpenedRecording, load_account, open_recording
 
 RECORDINGS = Path(__file__).parent.parent / "data" / "recordings" / "witness"

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from rtc_appservice.cli import main
-from rtc_appservice.core.model import Observation, RoomId, RoomState, ServerName, UserId
+from rtc_appservice.core.observed import Observation, RoomState
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import RoomId, ServerName, UserId
 from rtc_appservice.errors import InputError
 from rtc_appservice.store import migrate
 from rtc_appservice.store.observations import record

@@ -5,7 +5,7 @@ from aiohttp import web
 from msgspec import Struct
 from prometheus_client import parser
 
-from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.export.prometheus import Metrics
 from rtc_appservice.store.pool import Pool
 from rtc_appservice.store.streams import open_stream

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rtc_appservice.core.model import RoomId, ServerName
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.core.words import RoomId, ServerName
 from rtc_appservice.store.observations import load_room, record
 from rtc_appservice.store.pool import Pool
 from rtc_appservice.store.rooms import RoomCache

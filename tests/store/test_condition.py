@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rtc_appservice.core.model import ServerName
+from rtc_appservice.core.words import ServerName
 from rtc_appservice.store.condition import HomeserverCondition, PartitionCondition, covered_until, load_condition
 from rtc_appservice.store.partitions import TABLES, maintain
 from rtc_appservice.store.pool import Connection

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from rtc_appservice.core.model import DeviceId, ServerName, UserId
+from rtc_appservice.core.words import DeviceId, ServerName, UserId
 from rtc_appservice.store import crypto
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.streams import open_stream

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rtc_appservice.core.model import Device, DeviceId, Platform, ServerName, UserId
+from rtc_appservice.core.words import Device, DeviceId, Platform, ServerName, UserId
 from rtc_appservice.store import partitions
 from rtc_appservice.store.device_facts import DeviceFact, due_devices, load_platforms, write_facts
 from rtc_appservice.store.pool import Connection

@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import Gap, GapReason, RoomId, ServerName
+from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.words import GapReason, RoomId, ServerName
 from rtc_appservice.store.gaps import load_gaps, record_gaps
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.rooms import allocate_rooms

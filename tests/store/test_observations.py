@@ -5,19 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rtc_appservice.core.model import (
-    DeviceId,
-    EventId,
-    HeldEnvelope,
-    Observation,
-    OlmEnvelope,
-    Redaction,
-    RoomId,
-    RoomState,
-    ServerName,
-    UserId,
-)
+from rtc_appservice.core.observed import HeldEnvelope, Observation, OlmEnvelope, Redaction, RoomState
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import DeviceId, EventId, RoomId, ServerName, UserId
 from rtc_appservice.errors import StoreUnavailable
 from rtc_appservice.store.observations import Recorded, load_room, record
 from rtc_appservice.store.pool import Connection, Pool, open_pool, store_errors

@@ -3,8 +3,9 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from rtc_appservice.core.model import Observation, RoomId, RoomState, ServerName, UserId
+from rtc_appservice.core.observed import Observation, RoomState
 from rtc_appservice.core.wire import Intake
+from rtc_appservice.core.words import RoomId, ServerName, UserId
 from rtc_appservice.store.observations import load_room, record
 from rtc_appservice.store.partitions import maintain
 from rtc_appservice.store.pool import Connection, Pool

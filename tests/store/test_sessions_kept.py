@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from rtc_appservice.core.model import DeviceTrust, RoomId, ServerName, UserId
+from rtc_appservice.core.words import DeviceTrust, RoomId, ServerName, UserId
 from rtc_appservice.store import audited_rooms, crypto
 from rtc_appservice.store.crypto import MegolmRow
 from rtc_appservice.store.pool import Connection

@@ -8,7 +8,8 @@ import pytest
 from rtc_appservice.core.audit import RecordedTransaction, audit
 from rtc_appservice.core.catalogue import CAUSES, FINDINGS, OUTCOMES
 from rtc_appservice.core.fields import from_ms
-from rtc_appservice.core.model import CallReport, FallbackCause, FindingKind, Outcome
+from rtc_appservice.core.model import CallReport
+from rtc_appservice.core.words import FallbackCause, FindingKind, Outcome
 from rtc_appservice.view.detection import PATH, render
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"

@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import Evidence
 from rtc_appservice.core.tally import tally
+from rtc_appservice.core.words import Evidence
 from rtc_appservice.view.charts import share_line, stacked_bars
 from rtc_appservice.view.matrix import matrix
 from rtc_appservice.view.overview import periods

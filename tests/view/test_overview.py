@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from rtc_appservice.core.model import BLOCKING_CAUSES, FindingKind, Platform, ServerName, Severity, Verdict
 from rtc_appservice.core.platform import with_platforms
 from rtc_appservice.core.readiness import assess
 from rtc_appservice.core.tally import Tally, tally
+from rtc_appservice.core.words import BLOCKING_CAUSES, FindingKind, Platform, ServerName, Severity, Verdict
 from rtc_appservice.store import sessions, totals
 from rtc_appservice.store.device_facts import DeviceFact, load_platforms, write_facts
 from rtc_appservice.store.overview import load_tally

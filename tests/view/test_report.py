@@ -9,8 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from rtc_appservice.core.audit import audit
-from rtc_appservice.core.model import FallbackCause, Gap, GapReason, Report, RoomId, ServerName, UserId
+from rtc_appservice.core.model import Report
+from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.report import build_report
+from rtc_appservice.core.words import FallbackCause, GapReason, RoomId, ServerName, UserId
 from rtc_appservice.recording import read_recordings
 from rtc_appservice.view.report import CALLS, render_json, render_text
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rtc_appservice.core.model import FallbackCause, Platform, Settings
+from rtc_appservice.core.model import Settings
+from rtc_appservice.core.words import FallbackCause, Platform
 from rtc_appservice.store.device_facts import DeviceFact, write_facts
 from rtc_appservice.store.pool import Pool
 from rtc_appservice.view.report import render_text

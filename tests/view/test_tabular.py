@@ -6,8 +6,9 @@ from io import StringIO
 from msgspec.structs import replace
 
 from rtc_appservice.core.explain import TimelineEntry
-from rtc_appservice.core.model import DeviceId, DeviceRef, Report, RoomId, UserId
+from rtc_appservice.core.model import DeviceRef, Report
 from rtc_appservice.core.report import build_report
+from rtc_appservice.core.words import DeviceId, RoomId, UserId
 from rtc_appservice.view.tabular import call_csv, call_markdown, report_csv, report_markdown
 from tests.view.test_call import told
 from tests.view.test_report import recorded
