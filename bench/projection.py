@@ -11,23 +11,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from rtc_appservice.core.lengths import to_device_lengths
-from rtc_appservice.core.model import (
-    Body,
-    Device,
-    DeviceId,
-    EventId,
-    KeyMark,
-    Membership,
-    Observation,
-    OlmEnvelope,
-    RoomHistory,
-    RoomId,
-    RoomKey,
-    RoomState,
-    ServerName,
-    UserId,
-)
+from rtc_appservice.core.model import RoomHistory
+from rtc_appservice.core.observed import Body, KeyMark, Membership, Observation, OlmEnvelope, RoomKey, RoomState
 from rtc_appservice.core.session import RoomProjection
+from rtc_appservice.core.words import Device, DeviceId, EventId, RoomId, ServerName, UserId
 
 HOMESERVER, ROOM, SLOT = ServerName("bench.test"), RoomId("!" + "b" * 43), "m.call#ROOM"
 START = datetime(2026, 1, 1, tzinfo=UTC)

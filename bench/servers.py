@@ -146,8 +146,8 @@ def _memory_store() -> Any:
 
 async def ours(dsn: str, homeservers: int) -> list[int]:
     """The service's own intake, one application service for each homeserver, on one pool."""
-    from rtc_appservice.core.model import ServerName
     from rtc_appservice.core.wire import TransactionReader
+    from rtc_appservice.core.words import ServerName
     from rtc_appservice.intake.server import Credentials, IntakeServer
     from rtc_appservice.intake.transaction import TransactionIntake
     from rtc_appservice.store.pool import open_pool
