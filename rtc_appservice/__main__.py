@@ -9,7 +9,7 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command line; Ctrl-C ends it without a traceback, also while its modules are still being loaded."""
     try:
-        from rtc_appservice.cli import main as commands
+        from rtc_appservice.cli.main import main as commands
 
         commands()
     except KeyboardInterrupt:

@@ -146,8 +146,15 @@ class Replayed:
     failed: int
 
 
-async def replay(pool: Pool, projector: Projector, now: datetime) -> Replayed:
-    """Project every room again from its first observation on. Nothing changes but what was wrong."""
+async def replay(
+    pool: Pool, projector: Projector, now: datetime, tell: Callable[[int, int], None] = lambda done, rooms: None
+) -> Replayed:
+    """
+    Project every room again from its first observation on. Nothing changes but what was wrong.
+
+    Args:
+        tell: Is given, after each `BATCH`, how many rooms are done, and of how many.
+    """
     with store_errors():
         async with pool.acquire() as conn:
             projector.rooms.clear()
@@ -156,6 +163,7 @@ async def replay(pool: Pool, projector: Projector, now: datetime) -> Replayed:
             while 0 < left < before:  # a round that brings none further would not the next time either
                 await project_once(pool, projector, now)
                 before, left = left, await projection.still_marked(conn, marks)
+                tell(len(marks) - left, len(marks))
     return Replayed(projected=len(marks) - left, failed=left)
 
 

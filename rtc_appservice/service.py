@@ -124,12 +124,14 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
         _log.info("stopping")
 
 
-async def replay_all(config: Config, registration: Registration, dsn: str) -> Replayed:
-    """Project every room of the homeserver anew; give how many were, and how many could not be."""
+async def replay_all(
+    config: Config, registration: Registration, dsn: str, tell: Callable[[int, int], None]
+) -> Replayed:
+    """Project every room of the homeserver anew, as `replay` does; give how many were, and how many could not be."""
     await migrate.require_head(dsn)
     # One connection follows the marks while the other projects.
     async with await open_pool(dsn, 2) as pool:
-        return await replay(pool, await _projector(config, registration, pool), datetime.now(UTC))
+        return await replay(pool, await _projector(config, registration, pool), datetime.now(UTC), tell)
 
 
 async def _require_ports(config: Config) -> None:

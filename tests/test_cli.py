@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from rtc_appservice import __version__
-from rtc_appservice.cli import main
+from rtc_appservice.cli.main import main
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.core.words import ServerName
 from rtc_appservice.intake.transaction import TransactionIntake

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from rtc_appservice import registration
-from rtc_appservice.cli import main
+from rtc_appservice.cli.main import main
 from rtc_appservice.store.pool import Pool
 
 from .test_person import everything, played, users_of

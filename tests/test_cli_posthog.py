@@ -11,8 +11,8 @@ from uuid import UUID
 import pytest
 from click.testing import CliRunner, Result
 
-from rtc_appservice.cli import main
-from rtc_appservice.cli_posthog import KEY_VARIABLE
+from rtc_appservice.cli.main import main
+from rtc_appservice.cli.posthog import KEY_VARIABLE
 from rtc_appservice.config_file import write_config
 from rtc_appservice.export.dashboards.check import load
 from rtc_appservice.store import outbox

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from rtc_appservice import registration
-from rtc_appservice.cli import main
+from rtc_appservice.cli.main import main
 from rtc_appservice.core.words import DeviceId, ServerName, UserId
 from rtc_appservice.demo.synapse import free_port
 from rtc_appservice.intake.own_device import OwnDevice

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from rtc_appservice import __version__
-from rtc_appservice.cli import main
+from rtc_appservice.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md")]

@@ -31,7 +31,7 @@ def hook(name, arguments):
     elif name in ("socket.getaddrinfo", "socket.gethostbyname"):
         told.write(f"{name} {arguments[:2]!r}\\n")
 sys.addaudithook(hook)
-from rtc_appservice.cli import main
+from rtc_appservice.cli.main import main
 main()
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from rtc_appservice.cli import main
+from rtc_appservice.cli.main import main
 from rtc_appservice.core.audit import RecordedTransaction, audit
 from rtc_appservice.core.model import CallReport
 from rtc_appservice.core.strip import KEY_EVENT_TYPES

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from rtc_appservice.cli import main
+from rtc_appservice.cli.main import main
 from rtc_appservice.core.observed import Observation, RoomState
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.core.words import RoomId, ServerName, UserId

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
+from rtc_appservice.cli.options import Commands, Format, config_option, example, format_option
 from rtc_appservice.config_file import load_config
 from rtc_appservice.errors import ConfigError
 

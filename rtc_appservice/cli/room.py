@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import click
 
-from rtc_appservice.cli_options import Commands, Format, config_option, example, format_option
+from rtc_appservice.cli.options import Commands, Format, config_option, example, format_option
 from rtc_appservice.config import Config
 from rtc_appservice.config_file import load_config
 from rtc_appservice.core.words import RoomId, ServerName

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rtc_appservice.cli_options import Format, config_option, example, format_option
+from rtc_appservice.cli.options import Format, config_option, example, format_option
 from rtc_appservice.core.installation import Check, Outcome
 
 _tell = partial(click.echo, err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rtc_appservice.cli_options import Format, config_option, example, format_option
+from rtc_appservice.cli.options import Format, config_option, example, format_option, telling
 from rtc_appservice.config import Config
 from rtc_appservice.config_file import load_config
 from rtc_appservice.core.person import check_user_id
@@ -197,5 +197,5 @@ def _with_store(config: Config, work: Callable[[Connection], Awaitable[_T]]) -> 
                 async with pool.acquire() as conn:
                     return await work(conn)
 
-    with database(config.database) as dsn:
+    with telling("looking through the database"), database(config.database) as dsn:
         return asyncio.run(run(dsn))
