@@ -203,6 +203,16 @@ def test_monitoring_files_are_written(here: Path, kind: str) -> None:
     assert f"{written[0]}\n" == replaced.stdout
 
 
+@pytest.mark.parametrize("kind", ["prometheus", "grafana"])
+def test_monitoring_files_that_are_there_are_said_to_be(here: Path, kind: str) -> None:
+    """Where there is nothing to write, that is said, and nothing is named as written."""
+    call(kind, "out")
+    again = call(kind, "out")
+
+    assert (0, "") == (again.exit_code, again.stdout)
+    assert "out has every file already" in again.stderr
+
+
 def test_an_empty_call_id_is_a_usage_error(here: Path) -> None:
     """It would be the beginning of every id."""
     result = call("call", "")

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -127,10 +128,7 @@ def check(config_path: Path) -> None:
 @example("rtc-appservice prometheus /etc/prometheus")
 def prometheus(folder: Path, replace: bool) -> None:
     """Write rules, alerts and a sample configuration for Prometheus to FOLDER, and name what was written."""
-    from rtc_appservice.view.monitoring import write_monitoring
-
-    for path in write_monitoring("prometheus", folder, replace=replace):
-        click.echo(path)
+    _write_monitoring("prometheus", folder, replace=replace)
 
 
 @main.command()
@@ -139,7 +137,15 @@ def prometheus(folder: Path, replace: bool) -> None:
 @example("rtc-appservice grafana /var/lib/grafana/dashboards")
 def grafana(folder: Path, replace: bool) -> None:
     """Write the boards for Grafana to FOLDER, and name what was written."""
+    _write_monitoring("grafana", folder, replace=replace)
+
+
+def _write_monitoring(kind: Literal["prometheus", "grafana"], folder: Path, *, replace: bool) -> None:
+    """Write the files of one kind, and name them on stdout; say on stderr if there was nothing to write."""
     from rtc_appservice.view.monitoring import write_monitoring
 
-    for path in write_monitoring("grafana", folder, replace=replace):
+    written = write_monitoring(kind, folder, replace=replace)
+    for path in written:
         click.echo(path)
+    if not written:
+        click.echo(f"Nothing to write: {folder} has every file already, with the same content.", err=True)
