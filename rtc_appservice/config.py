@@ -234,7 +234,7 @@ class Notifications(Section):
 
 
 class Detection(Section):
-    """What counts as late, as missing and as over."""
+    """What counts as late, as missing and as ready."""
 
     grace_seconds: Seconds = Field(
         Settings().grace_seconds, description="A key is on time when it comes this soon after the moment that owes it."
@@ -244,6 +244,12 @@ class Detection(Section):
     )
     late_seconds: Seconds = Field(
         Settings().late_seconds, description="How far behind the stream an arrival counts as late."
+    )
+    readiness_target: float = Field(
+        Settings().readiness_target,
+        gt=0.5,
+        lt=1,
+        description="Share of calls that must send all keys by to-device before the backup may be switched off.",
     )
     comparison_tags: bool = Field(
         True, description="Keep a short keyed tag of each media key, to tell whether two are the same; never the key."
@@ -259,7 +265,10 @@ class Detection(Section):
     def settings(self) -> Settings:
         """Give the values as detection takes them."""
         return Settings(
-            grace_seconds=self.grace_seconds, horizon_seconds=self.horizon_seconds, late_seconds=self.late_seconds
+            grace_seconds=self.grace_seconds,
+            horizon_seconds=self.horizon_seconds,
+            late_seconds=self.late_seconds,
+            readiness_target=self.readiness_target,
         )
 
 

@@ -111,7 +111,13 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
             run_device_facts(pool, projector.homeserver_id, ask, stop),
             _nothing(stop)
             if post is None
-            else run_notifications(pool, projector.homeserver_id, post, stop, weekly=config.notifications.weekly),
+            else run_notifications(
+                pool,
+                projector.homeserver_id,
+                post,
+                stop,
+                weekly_target=config.detection.readiness_target if config.notifications.weekly else None,
+            ),
             run_posthog(
                 pool,
                 stop,

@@ -57,7 +57,11 @@ async def test_a_pipeline_can_wait_for_readiness(
         """
     )
     enough = await _say(*asked)
+    monkeypatch.setenv("RTC_APPSERVICE_DETECTION__READINESS_TARGET", "0.995")
+    too_few_for_more = await _say(*asked)
 
-    assert [1, 0, 0] == [result.exit_code for result in (too_few, without_gate, enough)]
+    assert [1, 0, 0, 1] == [result.exit_code for result in (too_few, without_gate, enough, too_few_for_more)]
+    assert "target 99.0%" in enough.stdout
+    assert "target 99.5%" in too_few_for_more.stdout
     assert "NOT KNOWN YET" in too_few.stdout
     assert "READY: the room-event backup can be switched off." in enough.stdout

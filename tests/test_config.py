@@ -103,7 +103,7 @@ def test_every_fault_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         appservice: {address: hs, port: 99999, max_body_bytes: none}
         database: {url: 'mysql://u:hunter2@h/d', url_file: nowhere, pool_size: 0}
         posthog: {api_key: phc_x}
-        detection: {grace_seconds: 9, horizon_seconds: 8}
+        detection: {grace_seconds: 9, horizon_seconds: 8, readiness_target: 1}
         logging: {level: LOUD}
         extra: 1
         """,
@@ -126,6 +126,7 @@ def test_every_fault_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "database.pool_size",
         "posthog.host",
         "detection.horizon_seconds",
+        "detection.readiness_target",
         "logging.level",
         "extra",
     ] == faults

@@ -133,15 +133,17 @@ def print_report(
     from rtc_appservice.view.stored import read_report
 
     _refuse_calls(calls, form)
+    config = load_config(config_path)
     now = datetime.now(UTC)
     start = now - timedelta(days=days) if since is None else since.replace(tzinfo=UTC)
 
     async def read(dsn: str) -> Report:
         await migrate.require_head(dsn)
         async with await open_pool(dsn, 1) as pool:
-            return await read_report(pool, since=start, homeserver=homeserver, now=now)
+            target = config.detection.readiness_target
+            return await read_report(pool, since=start, homeserver=homeserver, now=now, target=target)
 
-    with telling("reading calls from the database"), database(load_config(config_path).database) as dsn:
+    with telling("reading calls from the database"), database(config.database) as dsn:
         report = asyncio.run(read(dsn))
     _print_report(report, form, calls)
     if require_ready and report.readiness.verdict != "ready":

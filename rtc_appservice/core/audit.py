@@ -49,6 +49,7 @@ def audit(
     `witness` is the device that opened them: a member of the calls, whose messages came in transactions, which may have
     lost some. `gaps` are what it could not open. `homeserver` None: the server name most users of the recording have.
     """
+    settings = settings or Settings()
     recorded = sorted(transactions, key=lambda transaction: transaction.received_at)
     name = ServerName(homeserver or next(iter(servers_of(recorded)), "unknown"))
     reader = TransactionReader(name, secret)
@@ -103,6 +104,7 @@ def audit(
             for history, room in projected
             for found in room.findings
         ],
+        target=settings.readiness_target,
     )
 
 

@@ -256,6 +256,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     horizon_seconds: float = 60.0
     #: Findings settle this long after they are due.
     late_seconds: float = 60.0
+    #: Share of calls that must be all to-device before the backup may go; 381 clean calls reach 0.99.
+    readiness_target: float = 0.99
 
 
 class Readiness(Struct, frozen=True, kw_only=True):

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from rtc_appservice.core.model import CallReport, Readiness
+from rtc_appservice.core.model import CallReport, Readiness, Settings
 from rtc_appservice.core.tally import Tally, tally
 from rtc_appservice.core.wording import how_many
 from rtc_appservice.core.words import Coverage, Verdict
 
-#: Share of calls that must be all to-device before the backup may go; 381 clean calls reach it.
-TARGET = 0.99
+#: What is to be reached where an operator does not say.
+TARGET = Settings().readiness_target
 #: Two-sided 95 % quantile of the normal distribution.
 _Z = 1.959963984540054
 #: The verdicts that enter the share of calls that are all to-device.
@@ -33,7 +33,7 @@ def assess(calls: Sequence[CallReport], now: datetime, target: float = TARGET) -
 
 def judge(counted: Tally, now: datetime, target: float = TARGET) -> Readiness:
     """
-    Judge the calls of one homeserver and window, which were counted as of now.
+    Judge the calls of one homeserver and window, which were counted as of now, by the share that is to be reached.
 
     `ready`: the lower bound reaches the target, no blocker for 14 days, no live split. `not_ready`: the upper bound
     stays below the target, or a recent blocker, or a live split. Else `insufficient_data`.

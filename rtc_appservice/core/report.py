@@ -8,7 +8,7 @@ from msgspec.structs import asdict
 
 from rtc_appservice.core.model import CallReport, Finding, Report, RoomFinding, Totals
 from rtc_appservice.core.observed import Gap
-from rtc_appservice.core.readiness import assess
+from rtc_appservice.core.readiness import TARGET, assess
 from rtc_appservice.core.words import RoomId, ServerName
 
 SCHEMA_VERSION = 1
@@ -21,8 +21,13 @@ def build_report(
     room_keys_in_history: int,
     now: datetime,
     findings: Sequence[RoomFinding] = (),
+    target: float = TARGET,
 ) -> Report:
-    """Build a report over calls, in order of start, and the findings of rooms, in order of time."""
+    """
+    Build a report over calls, in order of start, and the findings of rooms, in order of time.
+
+    `target` is the share of calls that must be all to-device to be ready.
+    """
     ordered = tuple(sorted(calls, key=lambda call: (call.started_at, call.call_id)))
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -34,7 +39,7 @@ def build_report(
             by_evidence=dict(sorted(Counter(call.evidence.value for call in ordered).items())),
             room_keys_in_history=room_keys_in_history,
         ),
-        readiness=assess(ordered, now),
+        readiness=assess(ordered, now, target),
         gaps=tuple(gaps),
         findings=tuple(sorted(findings, key=lambda finding: (finding.at, finding.finding_id))),
     )

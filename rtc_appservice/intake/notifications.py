@@ -95,15 +95,19 @@ def transaction_id(notice: Notice) -> str:
     return "rtc-notice-" + hashlib.sha256(notice.notice_id.encode()).hexdigest()[:32]
 
 
-async def post_due(pool: Pool, homeserver_id: int, post: Post, now: datetime, *, weekly: bool) -> int:
-    """Post what is due and was not posted before; give how many. No connection is held while posting."""
+async def post_due(pool: Pool, homeserver_id: int, post: Post, now: datetime, *, weekly_target: float | None) -> int:
+    """
+    Post what is due and was not posted before; give how many. No connection is held while posting.
+
+    `weekly_target` is what the weekly summary of readiness is judged by; None: there is none.
+    """
     async with lend(pool, WORK_SECONDS) as conn:
         calls = await split_calls(conn, homeserver_id)
         subjects = [*(call.call_id for call in calls), notices.week_of(now)]
         posted = await posted_about(conn, homeserver_id, subjects)
     due = notices.alarms(calls, posted)
-    if weekly and notices.weekly_id(now) not in posted:
-        due.append(await _summary(pool, homeserver_id, now))
+    if weekly_target is not None and notices.weekly_id(now) not in posted:
+        due.append(await _summary(pool, homeserver_id, now, weekly_target))
     for notice in due:
         await post(notice)
         async with lend(pool, WORK_SECONDS) as conn:
@@ -111,12 +115,12 @@ async def post_due(pool: Pool, homeserver_id: int, post: Post, now: datetime, *,
     return len(due)
 
 
-async def _summary(pool: Pool, homeserver_id: int, now: datetime) -> Notice:
+async def _summary(pool: Pool, homeserver_id: int, now: datetime, target: float) -> Notice:
     async with lend(pool, WORK_SECONDS) as conn:
         calls = await load_calls(conn, now - notices.SUMMARY_SPAN, homeserver_id)
         calls = with_platforms(calls, await load_platforms(conn, homeserver_id))
     # Weeks of calls take a while to go through; intake goes on meanwhile.
-    return notices.weekly(await asyncio.to_thread(assess, calls, now), len(calls), now)
+    return notices.weekly(await asyncio.to_thread(assess, calls, now, target), len(calls), now)
 
 
 async def run_notifications(
@@ -125,11 +129,11 @@ async def run_notifications(
     post: Post,
     stop: asyncio.Event,
     *,
-    weekly: bool,
+    weekly_target: float | None,
     clock: Callable[[], datetime] = now_utc,
 ) -> None:
     """Post until `stop` is set, less and less often while it fails; a request under way is given up then."""
-    looking = asyncio.ensure_future(_keep_looking(pool, homeserver_id, post, weekly, clock))
+    looking = asyncio.ensure_future(_keep_looking(pool, homeserver_id, post, weekly_target, clock))
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((looking, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -141,13 +145,13 @@ async def run_notifications(
 
 
 async def _keep_looking(
-    pool: Pool, homeserver_id: int, post: Post, weekly: bool, clock: Callable[[], datetime]
+    pool: Pool, homeserver_id: int, post: Post, weekly_target: float | None, clock: Callable[[], datetime]
 ) -> None:
     failures = 0
     while True:
         seconds = LOOK_SECONDS
         try:
-            await post_due(pool, homeserver_id, post, clock(), weekly=weekly)
+            await post_due(pool, homeserver_id, post, clock(), weekly_target=weekly_target)
             failures = 0
         except RoomEncrypted:
             _log.warning("notifications.room_id is an encrypted room: nothing is posted; give an unencrypted one")

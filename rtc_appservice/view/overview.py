@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from rtc_appservice.core.model import Readiness
 from rtc_appservice.core.observed import Gap
-from rtc_appservice.core.readiness import JUDGED, judge
+from rtc_appservice.core.readiness import JUDGED, TARGET, judge
 from rtc_appservice.core.rollup import EVENTS_DECRYPTED, EVENTS_UNDECRYPTABLE
 from rtc_appservice.core.tally import CauseCount, Tally
 from rtc_appservice.core.words import Coverage, Evidence, ServerName, Verdict
@@ -79,9 +79,13 @@ class Overview(Struct, frozen=True, kw_only=True):
 
 
 async def read_overview(
-    conn: Connection, homeservers: Mapping[ServerName, int], *, days: int, now: datetime
+    conn: Connection, homeservers: Mapping[ServerName, int], *, days: int, now: datetime, target: float = TARGET
 ) -> Overview:
-    """Give the overview of homeservers, by name and number, over the last `days` days; today is one of them."""
+    """
+    Give the overview of homeservers, by name and number, over the last `days` days; today is one of them.
+
+    `target` is the share of calls that must be all to-device to be ready.
+    """
     since = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
     numbers = list(homeservers.values())
     counted = await load_tally(conn, numbers, since, now)
@@ -90,7 +94,7 @@ async def read_overview(
     standing = sum([await totals.room_keys_in_history(conn, number) for number in numbers])
     return Overview(
         at=now,
-        readiness=judge(counted, now),
+        readiness=judge(counted, now, target),
         calls=counted.calls,
         live=counted.live,
         room_keys_in_history=standing,

@@ -110,7 +110,8 @@ class Pages:
             asked = {name: number for name, number in homeservers.items() if homeserver in (None, name)}
             if homeserver is not None and not asked:
                 raise InputError("There is nothing from this homeserver in the database.")
-            counted = await read_overview(conn, asked, days=days, now=now)
+            target = self._settings.readiness_target
+            counted = await read_overview(conn, asked, days=days, now=now, target=target)
         choice = {"windows": WINDOWS, "days": days, "homeserver": homeserver, "homeservers": homeservers}
         return await asyncio.to_thread(_overview_page, request, names, counted, choice)
 

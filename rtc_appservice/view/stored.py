@@ -5,6 +5,7 @@ from datetime import datetime
 
 from rtc_appservice.core.model import Report
 from rtc_appservice.core.platform import with_platforms
+from rtc_appservice.core.readiness import TARGET
 from rtc_appservice.core.report import build_report
 from rtc_appservice.core.words import ServerName
 from rtc_appservice.errors import InputError
@@ -17,9 +18,13 @@ from rtc_appservice.store.sessions import load_calls
 from rtc_appservice.store.totals import room_keys_in_history
 
 
-async def read_report(pool: Pool, *, since: datetime | None, homeserver: str | None, now: datetime) -> Report:
+async def read_report(
+    pool: Pool, *, since: datetime | None, homeserver: str | None, now: datetime, target: float = TARGET
+) -> Report:
     """
     Give the report over the calls and gaps since a time (None: all there are) and the room keys in history now.
+
+    `target` is the share of calls that must be all to-device to be ready.
 
     Raises:
         InputError: if no transaction ever came from the homeserver that is asked for (None asks for all).
@@ -38,5 +43,5 @@ async def read_report(pool: Pool, *, since: datetime | None, homeserver: str | N
             standing = await room_keys_in_history(conn, homeserver_id)
     # Weeks of calls take a while to go through; intake goes on meanwhile.
     return await asyncio.to_thread(
-        build_report, calls, gaps=gaps, room_keys_in_history=standing, now=now, findings=findings
+        build_report, calls, gaps=gaps, room_keys_in_history=standing, now=now, findings=findings, target=target
     )

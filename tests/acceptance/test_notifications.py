@@ -173,7 +173,7 @@ async def test_a_room_it_cannot_post_to(installation: Installation, pool: Pool, 
         with pytest.raises(RoomEncrypted):
             await post(Notice(notice_id="weekly/2", text="Secret."))
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await run_notifications(pool, homeserver_id, post, asyncio.Event(), weekly=True)
+            await run_notifications(pool, homeserver_id, post, asyncio.Event(), weekly_target=0.99)
 
         assert ["Hello."] == await said(amy, room_id)
         assert 0 == await pool.fetchval("SELECT count(*) FROM notice")

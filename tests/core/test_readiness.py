@@ -149,6 +149,15 @@ def test_a_low_share_is_not_ready() -> None:
     assert found.upper_bound is not None and found.upper_bound < TARGET
 
 
+def test_the_target_is_the_operators() -> None:
+    """A lower one is reached by fewer calls, and the reasons name it."""
+    few = [CLEAN] * 50
+    found = assess(few, at(1000), 0.9)
+
+    assert ["insufficient_data", "ready"] == [judge(few).verdict, found.verdict]
+    assert any("target 90.0%" in reason for reason in found.reasons)
+
+
 def test_a_live_split_is_not_ready() -> None:
     """A call going on in which participants cannot get each other's keys."""
     split = msgspec.structs.replace(split_live(), fallbacks=())

@@ -13,6 +13,7 @@ from rtc_appservice.intake.notifications import post_due, run_notifications, tra
 from rtc_appservice.store.pool import Pool
 from rtc_appservice.store.sessions import write_calls
 from tests.core.build import Scene, modern
+from tests.view.page_server import fill
 
 MONDAY = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -56,17 +57,28 @@ async def test_once_each(pool: Pool) -> None:
     """A split is posted once, the summary once a ISO week and only where asked for; other homeservers are not told."""
     homeserver_id = await with_call(pool, going_on())
     room = Room()
-    weekless = await post_due(pool, homeserver_id, room.post, MONDAY, weekly=False)
+    weekless = await post_due(pool, homeserver_id, room.post, MONDAY, weekly_target=None)
     counts = [
-        await post_due(pool, homeserver_id, room.post, MONDAY + timedelta(days=days), weekly=True)
+        await post_due(pool, homeserver_id, room.post, MONDAY + timedelta(days=days), weekly_target=0.99)
         for days in (0, 1, 6, 7, 8)
     ]
-    of_other = await post_due(pool, homeserver_id + 1, room.post, MONDAY, weekly=False)
+    of_other = await post_due(pool, homeserver_id + 1, room.post, MONDAY, weekly_target=None)
 
     assert (1, [1, 0, 0, 1, 0], 0) == (weekless, counts, of_other)
     kinds = [notice.notice_id.partition("/")[0] for notice in room.notices]
     assert ["split_call", "weekly", "weekly"] == kinds
     assert 3 == len({transaction_id(notice) for notice in room.notices})
+
+
+async def test_the_summary_names_the_target(pool: Pool) -> None:
+    """It is the operator's."""
+    await fill(pool, ["todevice-only"])
+    homeserver_id, started_at = await pool.fetchrow("SELECT homeserver_id, started_at FROM call_session") or (0, MONDAY)
+    room = Room()
+    await post_due(pool, homeserver_id, room.post, started_at, weekly_target=0.9)
+
+    (notice,) = room.notices
+    assert "target 90.0%" in notice.text
 
 
 async def test_a_refused_post_is_tried_again(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +87,7 @@ async def test_a_refused_post_is_tried_again(pool: Pool, monkeypatch: pytest.Mon
     homeserver_id = await with_call(pool, going_on())
     room, stop = Room(refuses=3), asyncio.Event()
     posting = asyncio.ensure_future(
-        run_notifications(pool, homeserver_id, room.post, stop, weekly=True, clock=lambda: MONDAY)
+        run_notifications(pool, homeserver_id, room.post, stop, weekly_target=0.99, clock=lambda: MONDAY)
     )
     async with asyncio.timeout(20):
         while await pool.fetchval("SELECT count(*) FROM notice") < 2:

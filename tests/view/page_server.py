@@ -53,7 +53,12 @@ async def always_ready() -> None:
 
 @asynccontextmanager
 async def serving(
-    pool: Pool, *, host: str = "127.0.0.1", token: str | None = None, ready: Readiness = always_ready
+    pool: Pool,
+    *,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    ready: Readiness = always_ready,
+    settings: Settings | None = None,
 ) -> AsyncIterator[TestServer]:
     """Serve the admin listener on loopback, as if it were bound to `host`."""
 
@@ -61,7 +66,8 @@ async def serving(
         return b"", "text/plain"
 
     app: web.Application = health_app(page, ready)
-    Pages(pool, Settings(), ready, Access(host=host, token=token, pseudonyms=PSEUDONYMS)).add_to(app)
+    access = Access(host=host, token=token, pseudonyms=PSEUDONYMS)
+    Pages(pool, settings or Settings(), ready, access).add_to(app)
     server = TestServer(app)
     async with server:
         yield server

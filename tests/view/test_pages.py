@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
+from rtc_appservice.core.model import Settings
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.errors import SchemaBehind
 from rtc_appservice.store import sessions, totals
@@ -48,6 +49,15 @@ async def test_pages_of_an_empty_database(pool: Pool, path: str) -> None:
 
     assert 200 == status
     assert re.search(r"No call was seen|No such call|No room|No homeserver has sent", text)
+
+
+async def test_overview_names_the_target(pool: Pool) -> None:
+    """It is the operator's."""
+    await fill(pool, ["todevice-only"])
+    async with serving(pool, settings=Settings(readiness_target=0.9)) as server:
+        _, text = await get(server, "/?days=90")
+
+    assert "target 90.0%" in text
 
 
 async def test_overview_says_readiness_first(filled: TestServer) -> None:
