@@ -247,7 +247,7 @@ async def _forget(conn: Connection, tombstones: Tombstones, projector: Projector
     olm, _ = await _sessions(conn, number, user_id, _own_keys(user_id, bodies), terms)
     await person.drop_sessions(conn, number, user_id, olm)
     sessions = {event_id: (old, tombstones.alias(old)) for event_id, old in held.unread_events.items()}
-    await person.write_unread(conn, number, sessions)
+    await person.write_unread(conn, number, user_id, tombstones.tombstone, sessions)
     await person.release_rooms(conn, room_keys)
     return held.records
 

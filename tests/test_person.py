@@ -317,8 +317,12 @@ async def test_the_device_of_the_service(pool: Pool) -> None:
     async with pool.acquire() as conn:
         number = service.homeserver_id
         await crypto.add_device(conn, number, UserId("@auditor:lab.test"), DeviceId("A"), "PICKLE")
-        sessions = [(key, f"session of {key}", "PICKLE") for key in ("one key", "another key")]
-        await crypto.save_olm_sessions(conn, number, sessions, service.now, 4)
+        sessions = [
+            (owner, key, f"session of {key}", "PICKLE") for owner, key in ((user_id, "one key"), (other, "another key"))
+        ]
+        await crypto.save_olm_sessions(conn, number, sessions, service.now, 4, 4)
+        place = crypto.IndexRow("megolm", user_id, 0, "$opened", None)
+        await crypto.save_indices(conn, number, [place, msgspec.structs.replace(place, owner=other)], service.now)
         rows = [
             crypto.MegolmRow(
                 room_id=(await service.calls())[0].room_id,
@@ -335,21 +339,25 @@ async def test_the_device_of_the_service(pool: Pool) -> None:
         await crypto.save_megolm_sessions(conn, number, rows, service.now)
         await conn.execute(
             """
-            INSERT INTO crypto.unread_event (homeserver_id, event_id, room_id, session_id, reason, noted_at)
-            VALUES ($1, $2, '!a', 'the same session', 'missing_session', $3),
-                ($1, '$later', '!a', 'the same session', 'missing_session', $3)
+            INSERT INTO crypto.unread_event (homeserver_id, event_id, room_id, session_id, sender, reason, noted_at)
+            VALUES ($1, $2, '!a', 'the same session', $4, 'missing_session', $3),
+                ($1, '$no longer observed', '!a', 'the same session', $4, 'missing_session', $3),
+                ($1, '$later', '!a', 'the same session', $5, 'missing_session', $3)
             """,
             number,
             row["identity"],
             service.now,
+            user_id,
+            other,
         )
         await conn.execute(
             """
-            INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, code, noted_at)
-            VALUES ($1, '!a', 'the same session', 'm.unverified', $2)
+            INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, sender, code, noted_at)
+            VALUES ($1, '!a', 'the same session', $3, 'm.unverified', $2)
             """,
             number,
             service.now,
+            user_id,
         )
         (before,) = (await load_undecryptable(conn, number, [row["identity"]])).values()
     (found,) = await held(service, user_id)
@@ -365,11 +373,13 @@ async def test_the_device_of_the_service(pool: Pool) -> None:
     left = await everything(pool)
     assert 1 == len(left["crypto.olm_session"]) == len(left["crypto.megolm_session"])
     assert "another key" in left["crypto.olm_session"][0]
+    assert 1 == len(left["crypto.megolm_index"])
+    assert [] == [row for table, rows in left.items() if table.startswith("crypto.") for row in rows if user_id in row]
     async with pool.acquire() as conn:
         (event,) = await conn.fetch("SELECT * FROM crypto.unread_event WHERE event_id = $1", row["identity"])
         assert (False, True) == (event["waiting"], event["session_id"] != "the same session")
         assert [before] == list((await load_undecryptable(conn, number, [row["identity"]])).values())
-        assert await conn.fetchval("SELECT waiting FROM crypto.unread_event WHERE session_id = 'the same session'")
+        assert await conn.fetchval("SELECT waiting FROM crypto.unread_event WHERE event_id = '$later'")
     with pytest.raises(InputError, match="own device"):
         await forgotten(service, UserId("@auditor:lab.test"))
 
@@ -401,7 +411,6 @@ async def test_while_the_service_works(pool: Pool) -> None:
 #: Tables that name no user, whatever is in them.
 OF_NOBODY = {
     "alembic_version",
-    "crypto.megolm_index",
     "crypto.room",
     "crypto.taken_message",
     "crypto.unread_message",
@@ -417,6 +426,7 @@ OF_NOBODY = {
 #: Tables that do, but not by an id that is looked for: outbox by pseudonyms, notices by findings, crypto by keys.
 LOOKED_AFTER = {
     "crypto.device",
+    "crypto.megolm_index",
     "crypto.megolm_session",
     "crypto.olm_session",
     "crypto.unread_event",

@@ -107,6 +107,7 @@ def an_unread_event() -> undecryptable.UnreadRow:
         event_id=EventId("$new"),
         room_id=ROOM,
         session_id="s1",
+        sender=UserId("@u1"),
         event_at=NOW,
         reason=UndecryptableReason.MISSING_SESSION,
     )

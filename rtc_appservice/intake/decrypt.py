@@ -21,7 +21,7 @@ from rtc_appservice.core.opened import Opened, Plaintext
 from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode, withheld_code
 from rtc_appservice.core.words import Device, DeviceTrust, RoomId, UserId
 from rtc_appservice.intake.device_keys import Identity, sealed_by
-from rtc_appservice.intake.keyring import CannotOpen, Keyring, message_id
+from rtc_appservice.intake.keyring import CannotOpen, Keyring, Place, message_id
 
 OLM = "m.olm.v1.curve25519-aes-sha2"
 MEGOLM = "m.megolm.v1.aes-sha2"
@@ -35,6 +35,7 @@ class UnreadEvent(Struct, frozen=True, kw_only=True):
     event_id: str
     room_id: RoomId
     session_id: str
+    sender: UserId
     at: datetime | None  #: `origin_server_ts`
     reason: UndecryptableReason
 
@@ -48,8 +49,8 @@ class Reading(Struct):
     unread_messages: list[tuple[str, UndecryptableReason]] = field(default_factory=list)
     #: Megolm sessions that came, or came again from an earlier index: what waits for them can be opened now.
     sessions: set[tuple[RoomId, str]] = field(default_factory=set)
-    #: Megolm sessions that are kept from the device, with the code that says why.
-    withheld: dict[tuple[RoomId, str], WithheldCode] = field(default_factory=dict)
+    #: Megolm sessions that a user keeps from the device, with the code that says why.
+    withheld: dict[tuple[RoomId, str, UserId], WithheldCode] = field(default_factory=dict)
 
 
 class SealedMessage(Struct, frozen=True):
@@ -87,11 +88,11 @@ def _addressed_to(body: dict[str, Any], device: Device) -> Iterator[dict[str, An
 
 def _take_withheld(body: dict[str, Any], device: Device, reading: Reading) -> None:
     for message in _addressed_to(body, device):
-        content = message.get("content")
-        if message.get("type") in WITHHELD_TYPES and isinstance(content, dict):
+        content, sender = message.get("content"), message.get("sender")
+        if message.get("type") in WITHHELD_TYPES and isinstance(content, dict) and is_id(sender):
             room_id, session_id, code = (content.get(name) for name in ("room_id", "session_id", "code"))
             if is_id(room_id) and is_id(session_id) and is_id(code):
-                reading.withheld[(RoomId(room_id), session_id)] = withheld_code(code)
+                reading.withheld[(RoomId(room_id), session_id, UserId(sender))] = withheld_code(code)
 
 
 def messages_for(body: dict[str, Any], device: Device, identity_key: str) -> Iterator[SealedMessage]:
@@ -129,7 +130,7 @@ def _open_message(message: SealedMessage, keyring: Keyring, identity: Identity |
         reading.opened.messages.setdefault(message.text, _READ_BEFORE)
         return
     try:
-        plaintext = _parse(keyring.open_olm(message.sender_key, message.olm_type, message.text))
+        plaintext = _parse(keyring.open_olm(message.sender, message.sender_key, message.olm_type, message.text))
         keyring.take(message.text)
         content = _checked_content(plaintext, message, keyring)
     except CannotOpen as fault:
@@ -154,25 +155,27 @@ def _open_message(message: SealedMessage, keyring: Keyring, identity: Identity |
 def open_event(event: dict[str, Any], keyring: Keyring, reading: Reading) -> None:
     """Open one Megolm event, as `sealed_events` yields it, and add what came of it to a reading."""
     content, room_id, event_id = event["content"], RoomId(event["room_id"]), event["event_id"]
-    session_id = content["session_id"]
+    session_id, sender, at = content["session_id"], UserId(event["sender"]), origin_time(event)
     try:
-        text, index, session = keyring.open_megolm(room_id, session_id, content["ciphertext"])
+        text, index, session = keyring.open_megolm(room_id, session_id, sender, content["ciphertext"])
         plaintext = _parse(text)
         inner = plaintext.get("content")
         if not isinstance(inner, dict):
             raise CannotOpen(UndecryptableReason.MALFORMED)
         if plaintext.get("room_id") != room_id:
             raise CannotOpen(UndecryptableReason.WRONG_ROOM)
-        if session.owner != event["sender"]:
+        # Before its sender's own session has come, too: whoever has it may send a copy meanwhile.
+        keyring.take_place(session_id, sender, index, Place(event_id, at))
+        if session.owner != sender:
             raise CannotOpen(UndecryptableReason.WRONG_SENDER)
-        keyring.take_place(session_id, index, event_id)
     except CannotOpen as fault:
         reading.unread_events.append(
             UnreadEvent(
                 event_id=event_id,
                 room_id=room_id,
                 session_id=session_id,
-                at=origin_time(event),
+                sender=sender,
+                at=at,
                 reason=fault.reason,
             )
         )

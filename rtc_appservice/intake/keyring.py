@@ -6,8 +6,10 @@ that came of it, or to be forgotten with it. libolm's objects hold the secrets; 
 """
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from olm.account import OlmAccountError
 from olm.group_session import InboundGroupSession, OlmGroupSessionError
@@ -19,6 +21,8 @@ from rtc_appservice.intake.device_keys import SealedBy
 
 #: A sender whose device forgot its session makes a new one; older than these none is used again.
 MAX_OLM_SESSIONS = 10
+#: A user can send under any number of keys; sessions beyond these, of the user's devices together, go.
+MAX_OLM_SESSIONS_OF_USER = 1000
 
 
 class CannotOpen(Exception):
@@ -40,14 +44,22 @@ class MegolmSession:
     sealed_by: SealedBy
 
 
+class Place(NamedTuple):
+    """The event of a sender that used an index of a Megolm session first."""
+
+    event_id: str
+    at: datetime | None  #: `origin_server_ts`
+
+
 @dataclass(slots=True)
 class Changes:
     """What opening changed."""
 
     account: bool = False
-    olm_sessions: dict[tuple[str, str], Any] = field(default_factory=dict)  #: (sender key, session id) -> olm.Session
-    megolm_sessions: dict[tuple[RoomId, str], MegolmSession] = field(default_factory=dict)
-    indices: dict[tuple[str, int], str] = field(default_factory=dict)  #: used first: (session id, index) -> event id
+    #: (sender, sender key, session id) -> olm.Session
+    olm_sessions: dict[tuple[UserId, str, str], Any] = field(default_factory=dict)
+    megolm_sessions: dict[tuple[RoomId, str, UserId], MegolmSession] = field(default_factory=dict)
+    indices: dict[tuple[str, UserId, int], Place] = field(default_factory=dict)  #: by session id, sender, index
     messages: set[str] = field(default_factory=set)  #: hashes of the ciphertexts that were taken
 
 
@@ -58,8 +70,9 @@ class Keyring:
     device: Device
     account: Any  #: olm.Account
     olm_sessions: dict[str, list[Any]] = field(default_factory=dict)  #: by sender key, the newest first
-    megolm_sessions: dict[tuple[RoomId, str], MegolmSession] = field(default_factory=dict)
-    indices: dict[tuple[str, int], str] = field(default_factory=dict)
+    #: By room and session id, and then by who handed it over: whoever was given a session can hand it on.
+    megolm_sessions: dict[tuple[RoomId, str], dict[UserId, MegolmSession]] = field(default_factory=dict)
+    indices: dict[tuple[str, int], dict[UserId, Place]] = field(default_factory=dict)
     messages: set[str] = field(default_factory=set)
     changes: Changes = field(default_factory=Changes)
 
@@ -73,50 +86,43 @@ class Keyring:
         """The device's Ed25519 key."""
         return str(self.account.identity_keys["ed25519"])
 
-    def open_olm(self, sender_key: str, olm_type: int, text: str) -> str:
-        """Open an Olm message; raises CannotOpen, and then nothing has changed."""
+    def open_olm(self, sender: UserId, sender_key: str, olm_type: int, text: str) -> str:
+        """Open an Olm message of a user; raises CannotOpen, and then nothing has changed."""
         try:
             if olm_type == 0:
-                return self._open_pre_key(sender_key, OlmPreKeyMessage(text))
-            return self._open_normal(sender_key, OlmMessage(text))
+                session, plaintext = self._open_pre_key(sender_key, OlmPreKeyMessage(text))
+            else:
+                session, plaintext = self._open_normal(sender_key, OlmMessage(text))
         except (OlmSessionError, ValueError):
             raise CannotOpen(UndecryptableReason.OLM_FAILED) from None
+        self.changes.olm_sessions[(sender, sender_key, session.id)] = session
+        return plaintext
 
-    def _open_pre_key(self, sender_key: str, message: Any) -> str:
+    def _open_pre_key(self, sender_key: str, message: Any) -> tuple[Any, str]:
         for session in self.olm_sessions.get(sender_key, ()):
             if session.matches(message, sender_key):
-                return self._decrypt(sender_key, session, message)
+                return session, str(session.decrypt(message))
         # The sender's key is compared afterwards: given it, libolm (3.2.16) reads address 0 if the message has none.
         session = InboundSession(self.account, message)
         if not session.matches(message, sender_key):
             raise CannotOpen(UndecryptableReason.OLM_FAILED)
-        text = self._decrypt(sender_key, session, message)
+        text = str(session.decrypt(message))
         # Only now: a message that cannot be opened uses up no one-time key.
-        try:
+        with suppress(OlmAccountError):  # the fallback key, which stays
             self.account.remove_one_time_keys(session)
-        except OlmAccountError:  # the fallback key, which stays
-            return self._keep(sender_key, session, text)
-        self.changes.account = True
-        return self._keep(sender_key, session, text)
-
-    def _keep(self, sender_key: str, session: Any, text: str) -> str:
+            self.changes.account = True
         known = self.olm_sessions.setdefault(sender_key, [])
         known.insert(0, session)
         del known[MAX_OLM_SESSIONS:]
-        return text
+        return session, text
 
-    def _open_normal(self, sender_key: str, message: Any) -> str:
+    def _open_normal(self, sender_key: str, message: Any) -> tuple[Any, str]:
         for session in self.olm_sessions.get(sender_key, ()):
             try:
-                return self._decrypt(sender_key, session, message)
+                return session, str(session.decrypt(message))
             except OlmSessionError:
                 continue
         raise CannotOpen(UndecryptableReason.NO_OLM_SESSION)
-
-    def _decrypt(self, sender_key: str, session: Any, message: Any) -> str:
-        text = str(session.decrypt(message))
-        self.changes.olm_sessions[(sender_key, session.id)] = session
-        return text
 
     def add_megolm(
         self, room_id: RoomId, session_id: str, session_key: str, given_by: tuple[UserId, str, SealedBy]
@@ -126,7 +132,8 @@ class Keyring:
 
         Tells whether it can open more than before.
 
-        Who hands out a session that is known already is not its owner, unless it is the same device once more.
+        Whoever was given a session can hand it on as theirs. So it is kept for each user who does, and opens what that
+        user sends; of a user's devices it is the first one's.
         """
         owner, sender_key, sealed_by = given_by
         try:
@@ -135,20 +142,28 @@ class Keyring:
             return False
         if session.id != session_id:
             return False
-        known = self.megolm_sessions.get((room_id, session_id))
+        claims = self.megolm_sessions.setdefault((room_id, session_id), {})
+        known = claims.get(owner)
         if known is not None and (
             known.sender_key != sender_key or known.session.first_known_index <= session.first_known_index
         ):
             return False
         kept = MegolmSession(session, owner, sender_key, sealed_by)
-        self.megolm_sessions[(room_id, session_id)] = self.changes.megolm_sessions[(room_id, session_id)] = kept
+        claims[owner] = self.changes.megolm_sessions[(room_id, session_id, owner)] = kept
         return True
 
-    def open_megolm(self, room_id: RoomId, session_id: str, text: str) -> tuple[str, int, MegolmSession]:
-        """Open a Megolm event, and give its place in the session, too; raises CannotOpen."""
-        known = self.megolm_sessions.get((room_id, session_id))
-        if known is None:
+    def open_megolm(
+        self, room_id: RoomId, session_id: str, sender: UserId, text: str
+    ) -> tuple[str, int, MegolmSession]:
+        """
+        Open a Megolm event, and give its place in the session, too; raises CannotOpen.
+
+        With the session of its sender; without one, another's shows at least that the event was sealed in it.
+        """
+        claims = self.megolm_sessions.get((room_id, session_id))
+        if not claims:
             raise CannotOpen(UndecryptableReason.MISSING_SESSION)
+        known = claims.get(sender) or next(iter(claims.values()))
         try:
             plaintext, index = known.session.decrypt(text)
         except (OlmGroupSessionError, ValueError) as error:
@@ -158,18 +173,22 @@ class Keyring:
             ) from None
         return str(plaintext), index, known
 
-    def take_place(self, session_id: str, index: int, event_id: str) -> None:
+    def take_place(self, session_id: str, sender: UserId, index: int, place: Place) -> None:
         """
         Note that an event has a place in a Megolm session; raises CannotOpen if it is another's.
 
-        Only for one that is where and from whom it has to be: anybody can send a copy of somebody's ciphertext, which
-        must not make a replay of the original.
+        Only for one that is where it has to be: anybody can send a copy of somebody's ciphertext, which must not make a
+        replay of the original. So of several senders' it is the one sent earliest; a server that lies about its time
+        gains no more by that than it could by a message of its own.
         """
-        first = self.indices.get((session_id, index))
-        if first is None:
-            self.indices[(session_id, index)] = self.changes.indices[(session_id, index)] = event_id
-        elif first != event_id:
+        places = self.indices.setdefault((session_id, index), {})
+        first = places.get(sender)
+        if first is not None and first.event_id != place.event_id:
             raise CannotOpen(UndecryptableReason.REPLAYED)
+        if any(_is_before(other, place) for user, other in places.items() if user != sender):
+            raise CannotOpen(UndecryptableReason.REPLAYED)
+        if first is None:
+            places[sender] = self.changes.indices[(session_id, sender, index)] = place
 
     def take(self, text: str) -> bool:
         """Note a to-device ciphertext as taken; tells whether it had not been. The same may come by `/sync` too."""
@@ -183,6 +202,10 @@ class Keyring:
     def is_taken(self, text: str) -> bool:
         """Tell whether a ciphertext was taken before."""
         return message_id(text) in self.messages
+
+
+def _is_before(first: Place, second: Place) -> bool:
+    return first.at is not None and (second.at is None or first.at < second.at)
 
 
 def message_id(text: str) -> str:

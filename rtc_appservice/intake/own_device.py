@@ -19,13 +19,20 @@ from rtc_appservice.core.keyed import Keyed
 from rtc_appservice.core.observed import Gap
 from rtc_appservice.core.rollup import Increment, event_increments, message_increments
 from rtc_appservice.core.undecryptable import UndecryptableReason
-from rtc_appservice.core.words import Device, EventId, GapReason, RoomId, ServerName
+from rtc_appservice.core.words import Device, EventId, GapReason, RoomId, ServerName, UserId
 from rtc_appservice.errors import RtcAppserviceError
 from rtc_appservice.intake.decrypt import Reading, messages_for, sealed_events
 from rtc_appservice.intake.device_keys import SealedBy
-from rtc_appservice.intake.keyring import MAX_OLM_SESSIONS, Keyring, MegolmSession, message_id
+from rtc_appservice.intake.keyring import (
+    MAX_OLM_SESSIONS,
+    MAX_OLM_SESSIONS_OF_USER,
+    Keyring,
+    MegolmSession,
+    Place,
+    message_id,
+)
 from rtc_appservice.store import crypto, totals, undecryptable
-from rtc_appservice.store.crypto import MegolmRow
+from rtc_appservice.store.crypto import IndexRow, MegolmRow
 from rtc_appservice.store.gaps import record_gaps
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.undecryptable import UnreadRow
@@ -108,17 +115,21 @@ class OwnDevice:
             keyring.olm_sessions.setdefault(sender_key, []).append(session)
         ids = [message_id(message.text) for message in messages]
         keyring.messages = await crypto.load_taken(conn, self._homeserver_id, ids)
-        wanted = {(RoomId(event["room_id"]), str(event["content"]["session_id"])) for event in sealed_events(body)}
+        wanted = {
+            (RoomId(event["room_id"]), str(event["content"]["session_id"]), UserId(event["sender"]))
+            for event in sealed_events(body)
+        }
         for known in await crypto.load_megolm_sessions(conn, self._homeserver_id, wanted):
-            keyring.megolm_sessions[(known.room_id, known.session_id)] = MegolmSession(
+            claims = keyring.megolm_sessions.setdefault((known.room_id, known.session_id), {})
+            claims[known.owner] = MegolmSession(
                 InboundGroupSession.from_pickle(known.pickle.encode(), self._pickle_key),
                 known.owner,
                 known.sender_key,
                 SealedBy(known.device_id, known.trust),
             )
-        keyring.indices = await crypto.load_indices(
-            conn, self._homeserver_id, {session_id for _, session_id in keyring.megolm_sessions}
-        )
+        for place in await crypto.load_indices(conn, self._homeserver_id, {session_id for _, session_id, _ in wanted}):
+            places = keyring.indices.setdefault((place.session_id, place.index), {})
+            places[place.owner] = Place(place.event_id, place.event_at)
         return keyring
 
     async def save(
@@ -130,11 +141,14 @@ class OwnDevice:
             await crypto.save_account(conn, homeserver_id, self.pickle(keyring.account))
         if changes.olm_sessions:
             sessions = [(*key, self.pickle(session)) for key, session in changes.olm_sessions.items()]
-            await crypto.save_olm_sessions(conn, homeserver_id, sessions, at, MAX_OLM_SESSIONS)
+            await crypto.save_olm_sessions(
+                conn, homeserver_id, sessions, at, MAX_OLM_SESSIONS, MAX_OLM_SESSIONS_OF_USER
+            )
         if changes.megolm_sessions:
             await crypto.save_megolm_sessions(conn, homeserver_id, self._rows(changes.megolm_sessions.items()), at)
         if changes.indices:
-            await crypto.save_indices(conn, homeserver_id, changes.indices, at)
+            rows = [IndexRow(*key, *place) for key, place in changes.indices.items()]
+            await crypto.save_indices(conn, homeserver_id, rows, at)
         if changes.messages:
             await crypto.save_taken(conn, homeserver_id, changes.messages, at)
         added = await self._note_events(conn, body, keyring, reading, at)
@@ -152,6 +166,7 @@ class OwnDevice:
                 event_id=EventId(event.event_id),
                 room_id=event.room_id,
                 session_id=event.session_id,
+                sender=event.sender,
                 event_at=event.at,
                 reason=event.reason,
             )
@@ -162,7 +177,7 @@ class OwnDevice:
         here = {event["event_id"] for event in sealed_events(body) if event["room_id"] in self.rooms}
         opened = here & reading.opened.events.keys()
         later = await undecryptable.note_opened(conn, homeserver_id, opened, at) if opened else frozenset()
-        at_once = (opened & set(keyring.changes.indices.values())) - later
+        at_once = (opened & {place.event_id for place in keyring.changes.indices.values()}) - later
         return event_increments(reasons, codes, at_once=len(at_once), later=len(later))
 
     async def _note_messages(
@@ -181,19 +196,19 @@ class OwnDevice:
             reasons = await undecryptable.note_unread_messages(conn, self._homeserver_id, named, at)
         return message_increments(reasons, opened=len(keyring.changes.messages - unread.keys()))
 
-    def _rows(self, sessions: Iterable[tuple[tuple[RoomId, str], MegolmSession]]) -> list[MegolmRow]:
+    def _rows(self, sessions: Iterable[tuple[tuple[RoomId, str, UserId], MegolmSession]]) -> list[MegolmRow]:
         return [
             MegolmRow(
                 room_id=room_id,
                 session_id=session_id,
-                owner=known.owner,
+                owner=owner,
                 sender_key=known.sender_key,
                 device_id=known.sealed_by.device_id,
                 trust=known.sealed_by.trust,
                 first_index=known.session.first_known_index,
                 pickle=self.pickle(known.session),
             )
-            for (room_id, session_id), known in sessions
+            for (room_id, session_id, owner), known in sessions
         ]
 
     def _gap(self, name: str, at: datetime) -> Gap:

@@ -49,6 +49,16 @@ class MegolmRow(Struct, frozen=True, kw_only=True):
     pickle: str
 
 
+class IndexRow(Struct, frozen=True):
+    """The event of a sender that used an index of a Megolm session first."""
+
+    session_id: str
+    owner: UserId
+    index: int
+    event_id: str
+    event_at: datetime | None
+
+
 _DEVICE = """
 SELECT user_id, device_id, account, sync_token, synced_at, published_at, signed_at
 FROM crypto.device WHERE homeserver_id = $1
@@ -142,15 +152,25 @@ async def load_olm_sessions(
 
 
 async def save_olm_sessions(
-    conn: Connection, homeserver_id: int, sessions: Iterable[tuple[str, str, str]], at: datetime, keep: int
+    conn: Connection,
+    homeserver_id: int,
+    sessions: Iterable[tuple[UserId, str, str, str]],
+    at: datetime,
+    keep: int,
+    keep_of_user: int,
 ) -> None:
-    """Write sessions, given as (sender key, session id, pickle), and drop all but the `keep` last of each sender."""
+    """
+    Write sessions, given as (sender, sender key, session id, pickle).
+
+    All but the last are dropped: the last `keep` of each sender key, and `keep_of_user` of each sender.
+    """
     rows = list(sessions)
     await conn.executemany(
         """
-        INSERT INTO crypto.olm_session (homeserver_id, sender_key, session_id, pickle, used_at)
-        VALUES ($1, $2, $3, $4, $5)
-        ON CONFLICT (homeserver_id, sender_key, session_id) DO UPDATE SET pickle = excluded.pickle, used_at = $5
+        INSERT INTO crypto.olm_session (homeserver_id, sender, sender_key, session_id, pickle, used_at)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (homeserver_id, sender_key, session_id)
+        DO UPDATE SET pickle = excluded.pickle, sender = excluded.sender, used_at = $6
         """,
         [(homeserver_id, *row, at) for row in rows],
     )
@@ -165,26 +185,48 @@ async def save_olm_sessions(
         )
         """,
         homeserver_id,
-        sorted({sender_key for sender_key, _, _ in rows}),
+        sorted({sender_key for _, sender_key, _, _ in rows}),
         keep,
+    )
+    await conn.execute(
+        """
+        DELETE FROM crypto.olm_session WHERE homeserver_id = $1 AND (sender_key, session_id) IN (
+            SELECT sender_key, session_id FROM unnest($2::text[]) AS writer (sender) CROSS JOIN LATERAL (
+                SELECT sender_key, session_id FROM crypto.olm_session AS known
+                WHERE homeserver_id = $1 AND known.sender = writer.sender ORDER BY used_at DESC OFFSET $3
+            ) AS older
+        )
+        """,
+        homeserver_id,
+        sorted({sender for sender, _, _, _ in rows}),
+        keep_of_user,
     )
 
 
 async def load_megolm_sessions(
-    conn: Connection, homeserver_id: int, wanted: Collection[tuple[RoomId, str]]
+    conn: Connection, homeserver_id: int, wanted: Collection[tuple[RoomId, str, UserId]]
 ) -> list[MegolmRow]:
-    """Give those of the wanted sessions, (room, session id), that are known."""
+    """
+    Give those of the wanted sessions, (room, session id, sender), that are known.
+
+    In place of one that the sender did not hand over, the same of whoever handed it over first.
+    """
     if not wanted:
         return []
     rows = await conn.fetch(
         """
-        SELECT room_id, session_id, owner, sender_key, device_id, trust, first_index, pickle FROM crypto.megolm_session
-        JOIN unnest($2::text[], $3::text[]) AS wanted (room_id, session_id) USING (room_id, session_id)
-        WHERE homeserver_id = $1
+        SELECT room_id, session_id, owner, sender_key, device_id, trust, first_index, pickle
+        FROM unnest($2::text[], $3::text[], $4::text[]) AS wanted (room_id, session_id, sender)
+        CROSS JOIN LATERAL (
+            SELECT owner, sender_key, device_id, trust, first_index, pickle FROM crypto.megolm_session AS known
+            WHERE homeserver_id = $1 AND known.room_id = wanted.room_id AND known.session_id = wanted.session_id
+            ORDER BY owner = sender DESC, received_at, owner LIMIT 1
+        ) AS found
         """,
         homeserver_id,
-        [room_id for room_id, _ in wanted],
-        [session_id for _, session_id in wanted],
+        [room_id for room_id, _, _ in wanted],
+        [session_id for _, session_id, _ in wanted],
+        [sender for _, _, sender in wanted],
     )
     return [MegolmRow(**{**dict(row), "trust": DeviceTrust(row["trust"])}) for row in rows]
 
@@ -198,7 +240,7 @@ async def save_megolm_sessions(
         INSERT INTO crypto.megolm_session
             (homeserver_id, room_id, session_id, owner, sender_key, device_id, trust, first_index, pickle, received_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-        ON CONFLICT (homeserver_id, room_id, session_id)
+        ON CONFLICT (homeserver_id, room_id, session_id, owner)
         DO UPDATE SET pickle = excluded.pickle, first_index = excluded.first_index,
                       device_id = excluded.device_id, trust = excluded.trust, received_at = excluded.received_at
         WHERE megolm_session.sender_key = excluded.sender_key AND megolm_session.first_index > excluded.first_index
@@ -221,31 +263,29 @@ async def save_megolm_sessions(
     )
 
 
-async def load_indices(
-    conn: Connection, homeserver_id: int, session_ids: Collection[str]
-) -> dict[tuple[str, int], str]:
-    """Give which event used which index of some Megolm sessions."""
+async def load_indices(conn: Connection, homeserver_id: int, session_ids: Collection[str]) -> list[IndexRow]:
+    """Give which event of whom used which index of some Megolm sessions."""
     if not session_ids:
-        return {}
+        return []
     rows = await conn.fetch(
         """
-        SELECT session_id, index, event_id FROM crypto.megolm_index
+        SELECT session_id, owner, index, event_id, event_at FROM crypto.megolm_index
         WHERE homeserver_id = $1 AND session_id = ANY($2::text[])
         """,
         homeserver_id,
         list(session_ids),
     )
-    return {(row["session_id"], row["index"]): row["event_id"] for row in rows}
+    return [IndexRow(**dict(row)) for row in rows]
 
 
-async def save_indices(conn: Connection, homeserver_id: int, indices: dict[tuple[str, int], str], at: datetime) -> None:
-    """Write which event used which index."""
+async def save_indices(conn: Connection, homeserver_id: int, indices: Iterable[IndexRow], at: datetime) -> None:
+    """Write which event of whom used which index."""
     await conn.executemany(
         """
-        INSERT INTO crypto.megolm_index (homeserver_id, session_id, index, event_id, noted_at)
-        VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
+        INSERT INTO crypto.megolm_index (homeserver_id, session_id, owner, index, event_id, event_at, noted_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING
         """,
-        [(homeserver_id, session_id, index, event_id, at) for (session_id, index), event_id in indices.items()],
+        [(homeserver_id, row.session_id, row.owner, row.index, row.event_id, row.event_at, at) for row in indices],
     )
 
 
@@ -278,13 +318,14 @@ async def save_taken(conn: Connection, homeserver_id: int, message_ids: Collecti
 
 
 async def readable_now(conn: Connection, homeserver_id: int, limit: int) -> list[UnreadRow]:
-    """Give unread events whose session has come since, or has come again from an earlier index."""
+    """Give unread events whose session has come since from their sender, or has come again from an earlier index."""
     rows = await conn.fetch(
         """
-        SELECT event_id, room_id, session_id, event_at, reason FROM crypto.unread_event
+        SELECT event_id, room_id, session_id, sender, event_at, reason FROM crypto.unread_event
         JOIN crypto.megolm_session USING (homeserver_id, room_id, session_id)
-        WHERE homeserver_id = $1 AND waiting
-          AND (reason = 'missing_session' OR (reason = 'before_session' AND received_at > noted_at))
+        WHERE homeserver_id = $1 AND waiting AND sender IN (owner, '')
+          AND (reason = 'missing_session' OR (reason = 'wrong_sender' AND sender = owner)
+               OR (reason = 'before_session' AND received_at > noted_at))
         ORDER BY noted_at, event_id LIMIT $2
         """,
         homeserver_id,
@@ -307,7 +348,7 @@ async def count_unread(conn: Connection, homeserver_id: int) -> dict[str, int]:
     rows = await conn.fetch(
         """
         SELECT coalesce(code, reason) AS why, count(*) AS events
-        FROM crypto.unread_event LEFT JOIN crypto.withheld_session USING (homeserver_id, room_id, session_id)
+        FROM crypto.unread_event LEFT JOIN crypto.withheld_session USING (homeserver_id, room_id, session_id, sender)
         WHERE homeserver_id = $1 AND waiting GROUP BY why
         """,
         homeserver_id,

@@ -262,35 +262,50 @@ async def write_queued(conn: Connection, properties: Mapping[UUID, Mapping[str, 
     )
 
 
-async def write_unread(conn: Connection, homeserver_id: int, sessions: Mapping[str, tuple[str, str]]) -> None:
+async def write_unread(
+    conn: Connection, homeserver_id: int, user_id: UserId, tombstone: UserId, sessions: Mapping[str, tuple[str, str]]
+) -> None:
     """
-    Give events that could not be opened other sessions, by event as (old, new) session; they are not tried again.
+    Give a user's events that could not be opened other sessions, by event as (old, new); they are not tried again.
 
-    Why a session is withheld is known of the new one as well. Later events may be sealed in the old one.
+    Why a session is withheld is known of the new one, and of the old one no longer.
     """
     named = (
         homeserver_id,
         list(sessions),
         [old for old, _ in sessions.values()],
         [new for _, new in sessions.values()],
+        user_id,
+        tombstone,
     )
     await conn.execute(
         """
-        INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, code, noted_at)
-        SELECT DISTINCT homeserver_id, room_id, new_session, code, noted_at
+        INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, sender, code, noted_at)
+        SELECT DISTINCT ON (room_id, new_session) homeserver_id, room_id, new_session, $6::text, code, noted_at
         FROM unnest($2::text[], $3::text[], $4::text[]) AS renamed (event_id, old_session, new_session)
         JOIN crypto.withheld_session AS known ON known.session_id = old_session
-        WHERE homeserver_id = $1
+        WHERE homeserver_id = $1 AND sender IN ($5, '')
+        ORDER BY room_id, new_session, sender DESC
         """,
         *named,
     )
     await conn.execute(
         """
-        UPDATE crypto.unread_event AS known SET session_id = new_session, waiting = false
+        UPDATE crypto.unread_event AS known SET session_id = new_session, sender = $6, waiting = false
         FROM unnest($2::text[], $3::text[], $4::text[]) AS renamed (event_id, old_session, new_session)
         WHERE homeserver_id = $1 AND known.event_id = renamed.event_id AND known.session_id = old_session
+          AND sender IN ($5, '')
         """,
         *named,
+    )
+    await conn.execute(
+        "UPDATE crypto.unread_event SET sender = $3, waiting = false WHERE homeserver_id = $1 AND sender = $2",
+        homeserver_id,
+        user_id,
+        tombstone,
+    )
+    await conn.execute(
+        "DELETE FROM crypto.withheld_session WHERE homeserver_id = $1 AND sender = $2", homeserver_id, user_id
     )
 
 
@@ -299,17 +314,17 @@ async def drop_sessions(conn: Connection, homeserver_id: int, user_id: UserId, s
     await conn.execute(
         """
         WITH dropped AS (
-            DELETE FROM crypto.megolm_session WHERE homeserver_id = $1 AND owner = $2 RETURNING session_id
+            DELETE FROM crypto.megolm_session WHERE homeserver_id = $1 AND owner = $2
         )
-        DELETE FROM crypto.megolm_index
-        WHERE homeserver_id = $1 AND session_id = ANY(ARRAY(SELECT session_id FROM dropped))
+        DELETE FROM crypto.megolm_index WHERE homeserver_id = $1 AND owner = $2
         """,
         homeserver_id,
         user_id,
     )
     await conn.execute(
-        "DELETE FROM crypto.olm_session WHERE homeserver_id = $1 AND sender_key = ANY($2::text[])",
+        "DELETE FROM crypto.olm_session WHERE homeserver_id = $1 AND (sender = $2 OR sender_key = ANY($3::text[]))",
         homeserver_id,
+        user_id,
         list(sender_keys),
     )
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode, withheld_code
-from rtc_appservice.core.words import EventId, RoomId
+from rtc_appservice.core.words import EventId, RoomId, UserId
 from rtc_appservice.store.pool import Connection
 
 
@@ -20,6 +20,7 @@ class UnreadRow(Struct, frozen=True, kw_only=True):
     event_id: EventId
     room_id: RoomId
     session_id: str
+    sender: UserId  #: empty: noted before it was kept
     event_at: datetime | None
     reason: UndecryptableReason
 
@@ -33,19 +34,21 @@ class Undecryptable(Struct, frozen=True, kw_only=True):
 
 
 async def note_withheld(
-    conn: Connection, homeserver_id: int, withheld: Mapping[tuple[RoomId, str], WithheldCode], at: datetime
+    conn: Connection, homeserver_id: int, withheld: Mapping[tuple[RoomId, str, UserId], WithheldCode], at: datetime
 ) -> list[WithheldCode]:
-    """Note why Megolm sessions, given as (room, session id), do not come; give the codes of those that are new."""
+    """Note why Megolm sessions, as (room, session id, sender), do not come; give the codes of those that are new."""
     ordered = sorted(withheld)
     rows = await conn.fetch(
         """
-        INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, code, noted_at)
-        SELECT $1, *, $2 FROM unnest($3::text[], $4::text[], $5::text[]) ON CONFLICT DO NOTHING RETURNING code
+        INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, sender, code, noted_at)
+        SELECT $1, *, $2 FROM unnest($3::text[], $4::text[], $5::text[], $6::text[])
+        ON CONFLICT DO NOTHING RETURNING code
         """,
         homeserver_id,
         at,
-        [room_id for room_id, _ in ordered],
-        [session_id for _, session_id in ordered],
+        [room_id for room_id, _, _ in ordered],
+        [session_id for _, session_id, _ in ordered],
+        [sender for _, _, sender in ordered],
         [withheld[key] for key in ordered],
     )
     return [withheld_code(row["code"]) for row in rows]
@@ -61,13 +64,15 @@ async def note_unread(
         """
         WITH noted AS (
             INSERT INTO crypto.unread_event
-                (homeserver_id, noted_at, event_id, room_id, session_id, event_at, reason)
-            SELECT $1, $2, * FROM unnest($3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[])
+                (homeserver_id, noted_at, event_id, room_id, session_id, sender, event_at, reason)
+            SELECT $1, $2, * FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::text[])
             ON CONFLICT (homeserver_id, event_id)
-            DO UPDATE SET reason = excluded.reason, noted_at = excluded.noted_at, waiting = true
-            RETURNING homeserver_id, room_id, session_id, reason, xmax = 0 AS is_new
+            DO UPDATE
+            SET reason = excluded.reason, sender = excluded.sender, noted_at = excluded.noted_at, waiting = true
+            RETURNING homeserver_id, room_id, session_id, sender, reason, xmax = 0 AS is_new
         )
-        SELECT reason, code FROM noted LEFT JOIN crypto.withheld_session USING (homeserver_id, room_id, session_id)
+        SELECT reason, code
+        FROM noted LEFT JOIN crypto.withheld_session USING (homeserver_id, room_id, session_id, sender)
         WHERE is_new
         """,
         homeserver_id,
@@ -75,6 +80,7 @@ async def note_unread(
         [event.event_id for event in ordered],
         [event.room_id for event in ordered],
         [event.session_id for event in ordered],
+        [event.sender for event in ordered],
         [event.event_at for event in ordered],
         [str(event.reason) for event in ordered],
     )
@@ -124,7 +130,7 @@ async def load_undecryptable(
     rows = await conn.fetch(
         """
         SELECT event_id AS identity, reason, code, opened_at
-        FROM crypto.unread_event LEFT JOIN crypto.withheld_session USING (homeserver_id, room_id, session_id)
+        FROM crypto.unread_event LEFT JOIN crypto.withheld_session USING (homeserver_id, room_id, session_id, sender)
         WHERE homeserver_id = $1 AND event_id = ANY($2::text[])
         UNION ALL
         SELECT identity, reason, NULL, NULL FROM crypto.unread_message
@@ -145,5 +151,7 @@ async def load_undecryptable(
 
 def _reason(reason: str, code: str | None) -> UndecryptableReason:
     found = UndecryptableReason(reason)
-    is_withheld = found is UndecryptableReason.MISSING_SESSION and code is not None
+    # Of a session that another claimed, its sender may have said why it does not come.
+    is_missing = found in (UndecryptableReason.MISSING_SESSION, UndecryptableReason.WRONG_SENDER)
+    is_withheld = is_missing and code is not None
     return UndecryptableReason.WITHHELD if is_withheld else found

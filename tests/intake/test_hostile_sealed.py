@@ -76,6 +76,37 @@ def test_a_copy_makes_no_replay_of_the_original(ours: Keyring, alice: Peer, mall
     assert ["wrong_sender", "before_session", "wrong_room"] == reasons(reading)
 
 
+def test_a_session_claimed_before_its_owner(ours: Keyring, alice: Peer, mallory: Peer) -> None:
+    """A member hands on as theirs what they were given, before the owner's own comes: the owner is heard still."""
+    claimed = mallory.megolm_key(session_id=alice.megolm.id, session_key=alice.megolm.session_key)
+    key, early, late = alice.megolm_key(), alice.room_key(0), alice.room_key(1)
+    copy = {**early, "event_id": "$copy", "sender": mallory.user, "origin_server_ts": early["origin_server_ts"] + 1}
+    deaf = open_transaction(body(claimed, events=(early, copy)), ours)
+    heard = open_transaction(body(key, events=(early, late, copy, {**early, "event_id": "$again"})), ours)
+
+    assert ["wrong_sender", "replayed"] == reasons(deaf)
+    assert [] == list(deaf.opened.events)
+    assert ["$event0", "$event1"] == list(heard.opened.events)
+    assert ["replayed", "replayed"] == reasons(heard)
+    assert {alice.device} == {plaintext.sender_device_id for plaintext in heard.opened.events.values()}
+
+
+def test_a_copy_that_came_first(ours: Keyring, alice: Peer, mallory: Peer) -> None:
+    """However early a copy comes, with a claim to the session, the original is opened."""
+    claimed = mallory.megolm_key(session_id=alice.megolm.id, session_key=alice.megolm.session_key)
+    key, original = alice.megolm_key(), alice.room_key(0)
+    copy = {
+        **original,
+        "event_id": "$copy",
+        "sender": mallory.user,
+        "origin_server_ts": original["origin_server_ts"] + 1,
+    }
+    reading = open_transaction(body(claimed, key, events=(copy, original)), ours)
+
+    assert "$event0" in reading.opened.events
+    assert [] == reasons(reading)
+
+
 def test_a_withheld_code_is_one_of_the_specification(ours: Keyring, mallory: Peer) -> None:
     """Whatever else stands in its place is not kept: it is free text, of anybody's."""
     planted = base64.b64encode(b"A MEDIA KEY 16 B").decode()

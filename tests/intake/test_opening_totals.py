@@ -140,6 +140,42 @@ async def test_withheld_after_the_event(device: ReadingDevice) -> None:
     assert {"m.blacklisted": 1} == await device.waiting()
 
 
+async def test_a_session_somebody_else_withholds(device: ReadingDevice) -> None:
+    """Only who seals in a session says why it does not come."""
+    mallory = Peer(device.keys, "@mallory:lab.test", "MALLORY1")
+    first, second = device.alice.room_key(0), device.alice.room_key(1)
+    planted = withheld(device.alice, "m.blacklisted") | {"sender": mallory.user}
+    await device.take(body(planted, events=(first,)))
+
+    assert {"missing_session": 1} == await device.waiting()
+    await device.take(body(withheld(device.alice, "m.unverified"), events=(second,)))
+    assert {"m.unverified": 2} == await device.waiting()
+
+
+async def test_a_session_claimed_before_its_owner(device: ReadingDevice) -> None:
+    """What was sealed in a session that another claimed first waits for its sender's own, and is read again with it."""
+    mallory = Peer(device.keys, "@mallory:lab.test", "MALLORY1")
+    session_key, number = device.alice.megolm.session_key, device.intake.homeserver_id
+    claimed = mallory.megolm_key(session_id=device.alice.megolm.id, session_key=session_key)
+    key, event = device.alice.megolm_key(), device.alice.room_key(0)
+    await device.take(body(claimed, events=(event,)))
+    async with device.pool.acquire() as conn:
+        assert [] == await crypto.readable_now(conn, number, 10)
+    device.clock.advance(1)
+    await device.take(body(key))
+    async with device.pool.acquire() as conn:
+        assert [event["event_id"]] == [one.event_id for one in await crypto.readable_now(conn, number, 10)]
+    await device.read_again(event)
+    await device.take(body(events=({**event, "event_id": "$again"},)))
+
+    assert {
+        "events_undecryptable wrong_sender": 1,
+        "events_undecryptable replayed": 1,
+        "events_decrypted later": 1,
+        "to_device_decrypted": 2,
+    } == await device.totals()
+
+
 async def test_only_rooms_it_is_in(device: ReadingDevice) -> None:
     """What is sealed elsewhere is none of the device's business."""
     session = device.alice.megolm_key()

@@ -56,6 +56,7 @@ async def test_one_that_fails_does_not_hold_the_others_up(
                     event_id=event_id,
                     room_id=RoomId(ROOM),
                     session_id="s",
+                    sender=UserId("@alice:lab.test"),
                     event_at=None,
                     reason=UndecryptableReason.MISSING_SESSION,
                 )

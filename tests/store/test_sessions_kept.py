@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from rtc_appservice.core.words import DeviceTrust, RoomId, ServerName, UserId
 from rtc_appservice.store import audited_rooms, crypto
-from rtc_appservice.store.crypto import MegolmRow
+from rtc_appservice.store.crypto import IndexRow, MegolmRow
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.streams import open_stream
 
@@ -26,6 +26,11 @@ def session(room_id: RoomId, session_id: str) -> MegolmRow:
     )
 
 
+def place(session_id: str, index: int, event_id: str) -> IndexRow:
+    """Give an event's place in a session."""
+    return IndexRow(session_id, UserId("@alice:lab.test"), index, event_id, NOW)
+
+
 async def test_sessions_nobody_needs_are_dropped(conn: Connection) -> None:
     """Those unused for three months, and those of rooms the device is not in: anybody can hand over any number."""
     number = (await open_stream(conn, ServerName("lab.test"))).homeserver_id
@@ -39,8 +44,8 @@ async def test_sessions_nobody_needs_are_dropped(conn: Connection) -> None:
         (just_now, ELSEWHERE, "of a room it may be about to enter"),
     ]:
         await crypto.save_megolm_sessions(conn, number, [session(room_id, session_id)], at)
-    await crypto.save_indices(conn, number, {("used", 0): "$0", ("unused", 0): "$1"}, long_ago)
-    await crypto.save_indices(conn, number, {("used", 1): "$2", ("of another room", 0): "$3"}, last_week)
+    await crypto.save_indices(conn, number, [place("used", 0, "$0"), place("unused", 0, "$1")], long_ago)
+    await crypto.save_indices(conn, number, [place("used", 1, "$2"), place("of another room", 0, "$3")], last_week)
 
     await crypto.prune(conn, number, NOW)
 
