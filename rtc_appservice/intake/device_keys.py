@@ -38,7 +38,8 @@ def identity_of(user_id: UserId, answer: Mapping[str, Any]) -> Identity:
     devices = _table(_table(answer, "device_keys"), user_id)
     master, self_signing = (_table(_table(answer, name), user_id) for name in ("master_keys", "self_signing_keys"))
     master_key, key = _public_key(master), _public_key(self_signing)
-    is_chained = master_key is not None and _is_signed(self_signing, user_id, master_key, master_key)
+    is_key = master_key is not None and key is not None and len(key) == _KEY_CHARACTERS
+    is_chained = is_key and _is_signed(self_signing, user_id, str(master_key), str(master_key))
     return Identity(key if is_chained else None, tuple(one for one in devices.values() if isinstance(one, dict)))
 
 
