@@ -5,6 +5,7 @@ Several may run on one database: each holds the rooms it projects, and passes ov
 """
 
 import asyncio
+import dataclasses
 import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ from rtc_appservice.store.crypto import own_devices, prune
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.observations import load_room, load_since
 from rtc_appservice.store.outbox import OutboxRow
-from rtc_appservice.store.pool import Connection, Pool, store_errors
+from rtc_appservice.store.pool import WORK_SECONDS, Connection, Pool, lend, store_errors
 from rtc_appservice.store.undecryptable import load_undecryptable
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ BATCH = 100
 #: Between two rounds: what a busy room brings meanwhile is projected once, and intake has the processor.
 POLL_SECONDS = 0.25
 MAINTENANCE_SECONDS = 3600.0
+#: How long a room of `replay` has a connection for: as long as it needs, for the driver gives up on single statements.
+REPLAY_SECONDS = 86400.0
 #: Before anything there is.
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -68,6 +71,7 @@ class Projector:
     envelopes: bool  #: the registration's scope shows Olm envelopes
     settings: Settings = field(default_factory=Settings)
     events: Events = no_events
+    seconds: float = WORK_SECONDS  #: how long one room, or the upkeep, has a connection for at most
     rooms: LiveRooms = field(default_factory=LiveRooms, compare=False)
 
 
@@ -82,10 +86,9 @@ async def run_projector(
         try:
             now = clock()
             if maintained_at is None or (now - maintained_at).total_seconds() >= MAINTENANCE_SECONDS:
-                with store_errors():
-                    async with pool.acquire() as conn:
-                        await partitions.maintain(conn, now)
-                        await prune(conn, projector.homeserver_id, now)
+                async with lend(pool, projector.seconds) as conn:
+                    await partitions.maintain(conn, now)
+                    await prune(conn, projector.homeserver_id, now)
                 maintained_at = now
             worked = await project_once(pool, projector, now)
         except StoreUnavailable as error:
@@ -99,19 +102,22 @@ async def run_projector(
 
 async def project_once(pool: Pool, projector: Projector, now: datetime) -> int:
     """Project rooms with news or due, then place held envelopes; give how many of both, 0 if there is nothing to do."""
-    with store_errors():
-        async with pool.acquire() as conn:
-            watermark_at = await projection.watermark(conn, projector.homeserver_id)
-            if watermark_at is None:
-                return 0
-            worked = 0
-            for room_key in await projection.candidates(conn, projector.homeserver_id, watermark_at, BATCH):
-                worked += await _project_if_free(conn, projector, room_key, watermark_at, now)
-            if projector.envelopes:
-                async with conn.transaction():
-                    worked += await _place_envelopes(conn, projector)
-            await envelopes.drop_unplaced(conn, projector.homeserver_id, watermark_at)
-            return worked
+    seconds = projector.seconds
+    async with lend(pool, seconds) as conn:
+        watermark_at = await projection.watermark(conn, projector.homeserver_id)
+        if watermark_at is None:
+            return 0
+        room_keys = await projection.candidates(conn, projector.homeserver_id, watermark_at, BATCH)
+    worked = 0
+    for room_key in room_keys:
+        async with lend(pool, seconds) as conn:
+            worked += await _project_if_free(conn, projector, room_key, watermark_at, now)
+    async with lend(pool, seconds) as conn:
+        if projector.envelopes:
+            async with conn.transaction():
+                worked += await _place_envelopes(conn, projector)
+        await envelopes.drop_unplaced(conn, projector.homeserver_id, watermark_at)
+    return worked
 
 
 async def _project_if_free(
@@ -158,10 +164,11 @@ async def replay(
     with store_errors():
         async with pool.acquire() as conn:
             projector.rooms.clear()
+            unhurried = dataclasses.replace(projector, seconds=REPLAY_SECONDS)
             marks = await projection.mark_all(conn, projector.homeserver_id)
             before, left = len(marks) + 1, len(marks)
             while 0 < left < before:  # a round that brings none further would not the next time either
-                await project_once(pool, projector, now)
+                await project_once(pool, unhurried, now)
                 before, left = left, await projection.still_marked(conn, marks)
                 tell(len(marks) - left, len(marks))
     return Replayed(projected=len(marks) - left, failed=left)

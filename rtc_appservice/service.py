@@ -34,7 +34,7 @@ from rtc_appservice.projector import Projector, Replayed, no_events, replay, run
 from rtc_appservice.registration import Registration
 from rtc_appservice.store import migrate
 from rtc_appservice.store.embedded import EmbeddedPostgres, is_made, watch_embedded
-from rtc_appservice.store.pool import Pool, open_pool, store_errors
+from rtc_appservice.store.pool import Pool, cut_off, open_pool, store_errors
 from rtc_appservice.store.streams import open_stream
 from rtc_appservice.view.access import Access, Names
 from rtc_appservice.view.health import health_app
@@ -42,6 +42,8 @@ from rtc_appservice.view.pages import Pages
 
 _log = logging.getLogger(__name__)
 
+#: How long, once told to stop, the service waits for its database; what was not committed by then is done again.
+STOP_SECONDS = 10.0
 #: What configures the addresses that are listened on.
 _ADMIN_KEYS = "metrics.hostname and metrics.listen_port"
 _HOMESERVER_KEYS = "appservice.hostname and appservice.port"
@@ -86,6 +88,7 @@ async def run(config: Config, registration: Registration, dsn: str) -> None:
     await migrate.upgrade(dsn)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await open_pool(dsn, config.database.pool_size))
+        await stack.enter_async_context(cut_off(pool, stop, STOP_SECONDS))
         metrics = Metrics(pool, [config.homeserver.domain], __version__)
         # A start that is given up would leave the gap of a restart, which nobody ends.
         await _require_ports(config)

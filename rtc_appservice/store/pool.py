@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -65,12 +65,37 @@ async def lend(pool: Pool, seconds: float) -> AsyncIterator[Connection]:
         # The pool's own time-out takes a task for every loan.
         async with asyncio.timeout(seconds / 2):
             connection = await pool.acquire()
-        cut = loop.call_at(ends_at, connection.terminate)
+
+        def cut() -> None:
+            with suppress(asyncpg.InterfaceError):  # it was given back just now
+                connection.terminate()
+
+        cutting = loop.call_at(ends_at, cut)
         try:
             yield connection
         finally:
-            cut.cancel()
-            await pool.release(connection)
+            try:
+                # Of a task that was cancelled, a statement is still under way, and this waits for its end.
+                await pool.release(connection)
+            finally:
+                cutting.cancel()
+
+
+@asynccontextmanager
+async def cut_off(pool: Pool, stop: asyncio.Event, seconds: float) -> AsyncIterator[None]:
+    """Cut all connections of a pool, for good, if what is done within still goes on so long after `stop` was set."""
+
+    async def watch() -> None:
+        await stop.wait()
+        await asyncio.sleep(seconds)
+        pool.terminate()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 @contextmanager
