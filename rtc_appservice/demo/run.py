@@ -43,9 +43,9 @@ async def run_demo(*, exit_after_report: bool, out: TextIO) -> int:
     """
     Run the demo, and give the exit code: 0 if the report says what the players noted.
 
-    It serves the metrics and what PostHog would have got until Ctrl-C, or ends after the report. Ctrl-C, SIGTERM and
-    a closed terminal end it in order at any time. `DEMO_BREAK=1` in the environment makes one player send otherwise
-    than it notes, which the comparison must find.
+    It serves the pages, the metrics and what PostHog would have got until Ctrl-C, or ends after the report. Ctrl-C,
+    SIGTERM and a closed terminal end it in order at any time. `DEMO_BREAK=1` in the environment makes one player send
+    otherwise than it notes, which the comparison must find.
     """
 
     def tell(text: str) -> None:
@@ -88,12 +88,20 @@ async def _show(
         out.writelines(f"DIFFERS  {text}\n" for text in differences)
         if not differences:
             tell(f"the report agrees with what the players of {len(logs)} calls noted")
-        tell(f"metrics: {stage.metrics_address}")
-        tell(f"what PostHog would have got: {stage.posthog.address}/events ({len(stage.posthog.events)} events)")
-        tell(f"the overview page: {stage.metrics_address.removesuffix('metrics')}")
         if not exit_after_report:
             tell("serving until Ctrl-C")
+            for line in served(stage):
+                tell(line)
             await asyncio.Event().wait()
+
+
+def served(stage: Stage) -> tuple[str, ...]:
+    """Give what can be looked at while the demo serves, with the addresses; the overview page comes last."""
+    return (
+        f"metrics: {stage.admin_address}/metrics",
+        f"what PostHog would have got: {stage.posthog.address}/events ({len(stage.posthog.events)} events)",
+        f"the overview page: {stage.admin_address}/",
+    )
 
 
 async def settled_report(stage: Stage, logs: Sequence[PlayLog]) -> Report:

@@ -35,7 +35,7 @@ class Stage(Struct, frozen=True, kw_only=True):
     posthog: PostHogStandIn
     synapse: Synapse
     service: ServerProcess
-    metrics_address: str
+    admin_address: str
 
 
 @contextlib.asynccontextmanager
@@ -71,7 +71,7 @@ async def set_up(tell: Callable[[str], None]) -> AsyncIterator[Stage]:
             posthog=posthog,
             synapse=synapse,
             service=service,
-            metrics_address=f"{admin_address}/metrics",
+            admin_address=admin_address,
         )
 
 

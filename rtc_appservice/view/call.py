@@ -53,7 +53,7 @@ def _print_timeline(console: Console, timeline: Sequence[TimelineEntry]) -> None
 
 
 def _what(entry: TimelineEntry) -> str:
-    note = f" ({plain(entry.note)})" if entry.note else ""
+    note = f" ({plain(entry.note)})" if entry.note and entry.note != entry.what else ""
     if entry.what == "key_distributed":
         index = "" if entry.key_index is None else f" {entry.key_index}"
         way = "in the room" if entry.key_transport == "room_event" else f"by to-device to {entry.recipients}"

@@ -78,6 +78,17 @@ class Pages:
         }
         app.add_routes([web.get(path, self._serve(make)) for path, make in made.items()])
         app.router.add_static("/static/", _STATIC)
+        app.router.add_get("/{path:.*}", self._nowhere)
+
+    async def _nowhere(self, request: web.Request) -> web.Response:
+        """Say that there is no such page, as a page to who reads pages; a probe gets a line of text."""
+        if "text/html" not in request.headers.get(hdrs.ACCEPT, ""):
+            raise web.HTTPNotFound
+
+        async def none(_request: web.Request, _names: Names) -> str:
+            raise InputError("There is no such page.")
+
+        return await self._serve(none)(request)
 
     def _serve(self, make: _Make) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handler(request: web.Request) -> web.Response:

@@ -234,6 +234,25 @@ async def test_pseudonyms_behind_a_proxy_and_under_other_names(
         assert "pseudonyms" in text
 
 
+async def test_a_path_that_is_not_there(pool: Pool) -> None:
+    """A browser gets a page, a probe a line of text, and neither touches what is there."""
+    paths = ("/nowhere", "/rooms/x", "/rooms/1/2", "/calls/a/b")
+    async with serving(pool) as server:
+        browser = [await get(server, path, Accept="text/html,*/*;q=0.8") for path in paths]
+        probe = [await get(server, path) for path in paths]
+        there = [
+            (await get(server, path, Accept="text/html"))[0] for path in ("/live", "/metrics", "/static/style.css")
+        ]
+    async with serving(pool, host="0.0.0.0") as server:
+        refused = await get(server, "/nowhere", Accept="text/html")
+
+    assert {404} == {status for status, _ in (*browser, *probe)}
+    assert all("There is no such page." in text and "<nav" in text for _, text in browser)
+    assert {"404: Not Found"} == {text for _, text in probe}
+    assert [200, 200, 200] == there
+    assert 403 == refused[0]
+
+
 async def test_elsewhere_the_token_is_needed(pool: Pool) -> None:
     """As bearer token, or as a browser gives a password; probes need none."""
     await fill(pool, ["smart-switch"])
