@@ -38,7 +38,7 @@ from rtc_appservice.intake.witness import Witness
 from rtc_appservice.store import audited_rooms, crypto
 from rtc_appservice.store.gaps import record_gaps
 from rtc_appservice.store.observations import load_call_members
-from rtc_appservice.store.pool import Connection, Pool, store_errors
+from rtc_appservice.store.pool import WORK_SECONDS, Connection, Pool, lend
 
 _log = logging.getLogger("rtc_appservice.intake")
 
@@ -402,9 +402,8 @@ class Auditor:
 
     @asynccontextmanager
     async def _database(self) -> AsyncIterator[Connection]:
-        with store_errors():
-            async with self._pool.acquire() as conn:
-                yield conn
+        async with lend(self._pool, WORK_SECONDS) as conn:
+            yield conn
 
 
 def _as_of(event: dict[str, Any], room_id: RoomId, now: datetime) -> dict[str, Any]:
