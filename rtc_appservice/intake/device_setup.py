@@ -6,7 +6,7 @@ Whatever of it a crash interrupts is done at the next start. Keys are stored bef
 
 import hashlib
 import hmac
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from mautrix.crypto import OlmMachine
@@ -22,6 +22,10 @@ from rtc_appservice.intake.device_keys import identity_of
 from rtc_appservice.intake.own_device import OwnDevice, pickle_key
 from rtc_appservice.store import crypto
 from rtc_appservice.store.pool import Pool, store_errors
+
+#: What a fallback key was used for can be read by who gets hold of it later, so it gives way to another; but not more
+#: often than this: the one before opens what is under way, and anybody can use one up.
+ROTATED_AFTER = timedelta(hours=1)
 
 _SEEDS = ("master", "self signing", "user signing")
 
@@ -42,6 +46,7 @@ class DeviceSetup:
         self._own = own
         self._api = api
         self._secret = secret
+        self._rotated_at: datetime | None = None
 
     async def set_up(self, now: datetime) -> None:
         """
@@ -57,7 +62,7 @@ class DeviceSetup:
         is_listed = any(keys.get("device_id") == device_id for keys in identity_of(user_id, listed).devices)
         with store_errors():
             async with self._pool.acquire() as conn, conn.transaction():
-                row = await crypto.lock_device(conn, self._homeserver_id)
+                row = await crypto.lock_device(conn, self._homeserver_id, self._own.device)
         counts = await self._api.upload_keys({})
         await self.refill(
             counts.get("signed_curve25519", 0), publish=row.published_at is None or not is_listed, now=now
@@ -68,25 +73,29 @@ class DeviceSetup:
                 async with self._pool.acquire() as conn:
                     await crypto.mark_signed(conn, self._homeserver_id, now)
 
-    async def refill(self, count: int, *, publish: bool = False, now: datetime) -> None:
-        """Upload one-time keys if they run low, and those that were made but never uploaded."""
+    async def refill(self, count: int, *, publish: bool = False, is_fallback_used: bool = False, now: datetime) -> None:
+        """Upload one-time keys if they run low, another fallback key if it was used, and what never was uploaded."""
+        is_due = self._rotated_at is None or now - self._rotated_at >= ROTATED_AFTER
+        rotate = publish or (is_fallback_used and is_due)
         with store_errors():
             async with self._pool.acquire() as conn, conn.transaction():
-                row = await crypto.lock_device(conn, self._homeserver_id)
+                row = await crypto.lock_device(conn, self._homeserver_id, self._own.device)
                 account = self._own.account(row.account)
                 wanted = account.max_one_time_keys // 2
-                if not publish and count >= wanted // 2 and not account.one_time_keys["curve25519"]:
+                is_uploaded = not account.one_time_keys["curve25519"] and not account.fallback_key["curve25519"]
+                if not rotate and count >= wanted // 2 and is_uploaded:
                     return
                 if not account.one_time_keys["curve25519"]:
                     account.generate_one_time_keys(max(wanted - count, 0))
-                if publish:
+                # Made and not uploaded, one stays: another would drop the one that the homeserver has.
+                if rotate and not account.fallback_key["curve25519"]:
                     account.generate_fallback_key()
                 await crypto.save_account(conn, self._homeserver_id, self._own.pickle(account))
         content = self._upload(account, publish=publish)
         await self._api.upload_keys(content)
         with store_errors():
             async with self._pool.acquire() as conn, conn.transaction():
-                row = await crypto.lock_device(conn, self._homeserver_id)
+                row = await crypto.lock_device(conn, self._homeserver_id, self._own.device)
                 stored = self._own.account(row.account)
                 # One that somebody used meanwhile is gone from the account, and not to be uploaded once more.
                 if stored.one_time_keys["curve25519"].items() <= account.one_time_keys["curve25519"].items():
@@ -94,12 +103,15 @@ class DeviceSetup:
                     await crypto.save_account(conn, self._homeserver_id, self._own.pickle(stored))
                 if publish:
                     await crypto.mark_published(conn, self._homeserver_id, now)
+        if rotate:
+            self._rotated_at = now
 
     def _upload(self, account: Any, *, publish: bool) -> dict[str, Any]:
         content: dict[str, Any] = {"one_time_keys": self._signed(account, account.one_time_keys["curve25519"])}
         if publish:
             content["device_keys"] = self._device_keys(account)
-            fallback = account.fallback_key["curve25519"]
+        fallback = account.fallback_key["curve25519"]
+        if fallback:
             content["fallback_keys"] = self._signed(account, fallback, fallback=True)
         return content
 
@@ -135,9 +147,7 @@ class DeviceSetup:
         """
         with store_errors():
             async with self._pool.acquire() as conn:
-                row = await crypto.load_device(conn, self._homeserver_id)
-        if row is None:
-            raise LookupError("no device")
+                row = await crypto.require_device(conn, self._homeserver_id, self._own.device)
         derived = (hmac.new(self._secret, f"cross-signing {name}".encode(), hashlib.sha256).digest() for name in _SEEDS)
         seeds = CrossSigningSeeds(*derived)
         found = identity_of(row.user_id, await self._api.query_keys([row.user_id]))

@@ -105,7 +105,7 @@ class OwnDevice:
 
     async def load(self, conn: Connection, body: dict[str, Any]) -> Keyring:
         """Give the keys a transaction asks for; they are held until the database transaction ends."""
-        row = await crypto.lock_device(conn, self._homeserver_id)
+        row = await crypto.lock_device(conn, self._homeserver_id, self.device)
         keyring = Keyring(device=self.device, account=self.account(row.account))
         messages = list(messages_for(body, self.device, keyring.identity_key))
         for sender_key, pickle in await crypto.load_olm_sessions(

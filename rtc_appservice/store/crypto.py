@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from rtc_appservice.core.undecryptable import UndecryptableReason
 from rtc_appservice.core.words import Device, DeviceId, DeviceTrust, EventId, RoomId, UserId
+from rtc_appservice.errors import RtcAppserviceError
 from rtc_appservice.store.pool import Connection
 from rtc_appservice.store.undecryptable import UnreadRow
 
@@ -22,6 +23,14 @@ TAKEN_RETENTION = timedelta(days=30)
 UNUSED_RETENTION = timedelta(days=90)
 #: Observations older than this are dropped, so an event read by then would say nothing.
 UNREAD_RETENTION = timedelta(days=7)
+
+
+class DeviceReplaced(RtcAppserviceError):
+    """
+    The keys of the service's device are not in the database any more, as after `rtc-appservice new-device`.
+
+    Start the service again: it then makes another device, or takes the one that is there now.
+    """
 
 
 class DeviceRow(Struct, frozen=True, kw_only=True):
@@ -80,16 +89,27 @@ async def own_devices(conn: Connection, homeserver_id: int) -> frozenset[Device]
 async def forget_device(conn: Connection, homeserver_id: int) -> None:
     """Forget the device of a homeserver with all its keys; the rooms it is in stay."""
     async with conn.transaction():
+        # Whoever holds it is about to write what is to be forgotten.
+        await conn.execute("SELECT FROM crypto.device WHERE homeserver_id = $1 FOR UPDATE", homeserver_id)
         for table in ("olm_session", "megolm_session", "megolm_index", "taken_message", "device"):
             await conn.execute(f"DELETE FROM crypto.{table} WHERE homeserver_id = $1", homeserver_id)  # noqa: S608
 
 
-async def lock_device(conn: Connection, homeserver_id: int) -> DeviceRow:
-    """Give the device and hold it until the transaction ends."""
+async def require_device(conn: Connection, homeserver_id: int, device: Device) -> DeviceRow:
+    """Give a device; raises DeviceReplaced if there is another or none."""
+    return _required(await load_device(conn, homeserver_id), device)
+
+
+async def lock_device(conn: Connection, homeserver_id: int, device: Device) -> DeviceRow:
+    """Give a device and hold it until the transaction ends; raises DeviceReplaced if there is another or none."""
     row = await conn.fetchrow(_DEVICE + " FOR UPDATE", homeserver_id)
-    if row is None:
-        raise LookupError("no device")
-    return DeviceRow(**dict(row))
+    return _required(None if row is None else DeviceRow(**dict(row)), device)
+
+
+def _required(row: DeviceRow | None, device: Device) -> DeviceRow:
+    if row is None or (row.user_id, row.device_id) != device:
+        raise DeviceReplaced
+    return row
 
 
 async def add_device(
@@ -106,7 +126,8 @@ async def add_device(
         device_id,
         account,
     )
-    return await lock_device(conn, homeserver_id)
+    row = await conn.fetchrow(_DEVICE + " FOR UPDATE", homeserver_id)
+    return DeviceRow(**dict(row or {}))
 
 
 async def save_account(conn: Connection, homeserver_id: int, account: str) -> None:
