@@ -7,7 +7,7 @@ Stage 5: what every finding and cause means, in words: the rule, what it rests o
 from msgspec import Struct
 
 from rtc_appservice.core.fallback import WITH_JOIN
-from rtc_appservice.core.words import FallbackCause, FindingKind, Outcome
+from rtc_appservice.core.words import FallbackCause, FindingKind, GapReason, Outcome
 
 _WITH_JOIN = f"{WITH_JOIN.total_seconds():g} s"
 
@@ -181,6 +181,36 @@ OUTCOMES: dict[Outcome, str] = {
     Outcome.MISSING: "both stayed, the horizon passed, and a source that would have shown the key did not",
     Outcome.EXCUSED: "gone before the grace ended, or keys are not managed in this call",
     Outcome.UNCONFIRMED: "only envelopes could have shown it, and none did",
-    Outcome.UNOBSERVABLE: "the recipient is on another homeserver, or to-device envelopes are not shown",
+    Outcome.UNOBSERVABLE: (
+        "the recipient is on another homeserver, to-device envelopes are not shown, or a gap lies in the time"
+    ),
     Outcome.PENDING: "not due yet",
+}
+
+#: What happened, and what is decided by it.
+GAPS: dict[GapReason, str] = {
+    GapReason.SERVICE_DOWN: (
+        "no instance of the service ran. Who was in calls then is known for certain 4 h later, or once the state of the"
+        " room was read: calls that begin before that have no `beginning_seen`. Keys owed in it are `unobservable`"
+        " unless they were seen"
+    ),
+    GapReason.DATABASE_DOWN: "the database took nothing; the same holds",
+    GapReason.TO_DEVICE_LOST: (
+        "to-device messages may have been lost: Synapse hands them over once, and drops those it cannot. Room events it"
+        " sends again, so memberships and room keys were seen. Keys owed in it are `unobservable` unless they were seen"
+    ),
+    GapReason.BACKLOG: (
+        "the homeserver was behind: what was sent in that time came more than 60 s later. Nothing is lost by it, and"
+        " events count at the time they were sent at. To-device messages carry no such time, so keys owed in it are"
+        " `unobservable` unless they were seen in time. An event that a bridge dates back looks the same, where no"
+        " other event came for a minute; it ends with the next one"
+    ),
+    GapReason.UNDECRYPTABLE: (
+        "what came for the device of the service could not be read: keys owed in it are `unobservable` unless they were"
+        " seen. Of a room: events stayed sealed, which the coverage of its calls tells"
+    ),
+    GapReason.ROOM_JOINED_LATE: (
+        "the room was encrypted before the device of the service came, and what was sealed until then was not read."
+        " Only sealed events are hidden by it: the device finds the memberships in the state of the room"
+    ),
 }

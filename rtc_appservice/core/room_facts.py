@@ -18,8 +18,10 @@ _STICKY = timedelta(seconds=MAX_STICKY_SECONDS)
 _SNAPSHOT = "rtc_appservice.snapshot"
 _READ, _LEFT = "read", "left"
 
-#: These hide to-device messages, no membership.
-_TO_DEVICE_ONLY = frozenset({GapReason.TO_DEVICE_LOST, GapReason.UNDECRYPTABLE})
+#: These hide to-device messages, no membership: in a backlog events come late, each with the time it was sent at.
+_TO_DEVICE_ONLY = frozenset({GapReason.TO_DEVICE_LOST, GapReason.UNDECRYPTABLE, GapReason.BACKLOG})
+#: Of a room, these hide sealed events only.
+_SEALED_ONLY = frozenset({GapReason.UNDECRYPTABLE, GapReason.ROOM_JOINED_LATE})
 
 
 def state_read(homeserver: ServerName, room_id: RoomId, by: UserId, at: datetime) -> Observation:
@@ -30,6 +32,16 @@ def state_read(homeserver: ServerName, room_id: RoomId, by: UserId, at: datetime
 def room_left(homeserver: ServerName, room_id: RoomId, by: UserId, at: datetime, event_id: str) -> Observation:
     """Note that a user of ours has left a room, or was put out: what it read there no longer holds."""
     return _note(homeserver, room_id, by, at, _LEFT, f"{_SNAPSHOT}/{event_id}")
+
+
+def last_left(observations: Sequence[Observation], before: datetime) -> datetime | None:
+    """Give when a user of ours left a room last before a time, None if it did not."""
+    left = [o.event_at for o in observations if isinstance(o.body, RoomState) and _is_note(o.body, _LEFT)]
+    return max((at for at in left if at < before), default=None)
+
+
+def _is_note(body: RoomState, value: str) -> bool:
+    return (body.event_type, body.value) == (_SNAPSHOT, value)
 
 
 def _note(homeserver: ServerName, room_id: RoomId, by: UserId, at: datetime, value: str, identity: str) -> Observation:
@@ -53,14 +65,11 @@ class RoomFacts:
         self.gaps = tuple(
             gap
             for gap in history.gaps
-            if gap.room_id is None or (gap.room_id == history.room_id and gap.reason is not GapReason.UNDECRYPTABLE)
+            if gap.room_id is None or (gap.room_id == history.room_id and gap.reason not in _SEALED_ONLY)
         )
         self._state = [(o.event_at, o.body) for o in observations if isinstance(o.body, RoomState)]
         self._created = [at for at, body in self._state if body.event_type == "m.room.create"]
-        self._read, self._left = (
-            [at for at, body in self._state if (body.event_type, body.value) == (_SNAPSHOT, value)]
-            for value in (_READ, _LEFT)
-        )
+        self._read, self._left = ([at for at, body in self._state if _is_note(body, value)] for value in (_READ, _LEFT))
 
     def beginning_seen(self, span: CallSpan) -> bool:
         """

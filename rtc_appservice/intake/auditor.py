@@ -31,6 +31,7 @@ from rtc_appservice.intake.device_setup import DeviceSetup
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.identities import Identities
 from rtc_appservice.intake.json_text import is_text
+from rtc_appservice.intake.late_rooms import note_joined_late
 from rtc_appservice.intake.own_device import OwnDevice
 from rtc_appservice.intake.sealed import WITNESS_TYPE, Invitations, SealedIntake
 from rtc_appservice.intake.transaction import TransactionIntake, now_utc
@@ -312,14 +313,17 @@ class Auditor:
             read_at = self._clock()
             intake.observations.append(state_read(self._homeserver, room_id, self.own.device[0], read_at))
             await audited_rooms.mark_state_read(conn, self._homeserver_id, room_id, read_at)
+            where = self._homeserver, self._homeserver_id, room_id
+            await note_joined_late(conn, *where, found, joined_at, read_at)
 
         async with self._database() as conn:
             await audited_rooms.want_room(conn, self._homeserver_id, room_id, wanted=True)
-            await audited_rooms.mark_joined(conn, self._homeserver_id, room_id, self._clock())
+            joined_at = await audited_rooms.mark_joined(conn, self._homeserver_id, room_id, self._clock())
         self.own.rooms.add(room_id)
         self._sealed.rooms_changed.set()
         now = self._clock()
-        state = [_as_of(event, room_id, now) for event in await self._api.state(room_id)]
+        found = await self._api.state(room_id)
+        state = [_as_of(event, room_id, now) for event in found]
         events = [event for event in state if event.get("type") in _SNAPSHOT]
         await self._intake.take_beside({"events": events}, write, is_snapshot=True)
 

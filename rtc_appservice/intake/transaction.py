@@ -22,11 +22,11 @@ from rtc_appservice.core.words import GapReason, RoomId, ServerName, UserId
 from rtc_appservice.errors import DataRefused, RtcAppserviceError, StoreUnavailable
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.json_text import parse_json
-from rtc_appservice.intake.outages import Outages
+from rtc_appservice.intake.outages import Life, Outages
 from rtc_appservice.intake.storing import record_what_can_be
 from rtc_appservice.intake.stream import Stream
 from rtc_appservice.repeats import Repeats
-from rtc_appservice.store.gaps import load_gaps, record_gaps
+from rtc_appservice.store.gaps import cut_gaps, load_gaps, open_gaps, record_gaps
 from rtc_appservice.store.pool import Connection, Pool, lend, store_errors
 from rtc_appservice.store.rooms import RoomCache, watched_rooms
 from rtc_appservice.store.streams import heartbeat, open_stream
@@ -42,6 +42,9 @@ HEARTBEAT_SECONDS = 10.0
 
 #: The homeserver (Synapse) waits 60 s for an answer; a database that takes longer than this has stopped.
 STORE_SECONDS = 18.0
+
+#: Gaps that end once the stream is current, whichever instance sees it.
+_UNTIL_CURRENT = (GapReason.TO_DEVICE_LOST, GapReason.BACKLOG)
 
 #: Gives the body of a request, or fails to.
 Read = Callable[[], Awaitable[bytes]]
@@ -105,6 +108,7 @@ class TransactionIntake:
         self._watched: set[RoomId] = set()
         self._stream = Stream()
         self._outages = Outages(homeserver)
+        self._life = Life()
         self._taken_at: datetime | None = None
         #: The part of the service's own device, if it has one.
         self.sealed: SealedIntake | None = None
@@ -114,7 +118,8 @@ class TransactionIntake:
         Load where the stream stood, and record that nothing was seen since.
 
         Every start leaves a gap, however short the stop: a homeserver that could not deliver to-device messages
-        for a moment has dropped them.
+        for a moment has dropped them. That another instance lived all the while cannot be told from one killed a moment
+        ago, so that one takes the gap of the service back at its next heartbeat.
         """
         now = self._clock()
         with store_errors():
@@ -123,12 +128,11 @@ class TransactionIntake:
                 self._homeserver_id = state.homeserver_id
                 self._watched = await watched_rooms(connection, state.homeserver_id)
                 self._stream = Stream(state.watermark_at)
-                self._outages.adopt(await load_gaps(connection, state.homeserver_id, now))
-                self._outages.end(GapReason.DATABASE_DOWN, now)
                 seen = [at for at in (state.last_transaction_at, state.last_heartbeat_at) if at is not None]
                 if seen:
-                    self._outages.begin(GapReason.SERVICE_DOWN, max(seen))
-                    self._outages.end(GapReason.SERVICE_DOWN, now)
+                    gaps = await load_gaps(connection, state.homeserver_id, max(seen))
+                    self._outages.adopt(gaps)
+                    self._outages.down(max(seen), now, gaps)
                     self._outages.begin(GapReason.TO_DEVICE_LOST, max(seen))
                 await self._beat(connection, now)
 
@@ -164,8 +168,11 @@ class TransactionIntake:
         self._stream.commit(intake.newest_at, received_at)
         self._taken_at = received_at
         self._watched |= intake.rtc_rooms
+        if self._stream.behind_since is not None:
+            self._outages.begin(GapReason.BACKLOG, self._stream.behind_since)
         if self._stream.current:
-            self._outages.end(GapReason.TO_DEVICE_LOST, received_at)
+            for reason in _UNTIL_CURRENT:
+                self._outages.end(reason, received_at)
         return intake
 
     async def _take_body(self, body: dict[str, Any], received_at: datetime, watermark_at: datetime | None) -> Intake:
@@ -248,9 +255,16 @@ class TransactionIntake:
             await self._beat(connection, now)
 
     async def _beat(self, connection: Connection, now: datetime) -> None:
+        self._outages.follow(await open_gaps(connection, self._homeserver_id))
         self._outages.end(GapReason.DATABASE_DOWN, now)
+        shown_at = self._stream.shown_current_at
+        if shown_at is not None:
+            for reason in _UNTIL_CURRENT:
+                self._outages.end_before(reason, shown_at)
         await self._write_gaps(connection)
+        await cut_gaps(connection, self._homeserver_id, GapReason.SERVICE_DOWN, self._life.since(now))
         await heartbeat(connection, self._homeserver_id, now, self._stream.watermark(now))
+        self._life.beat(now)
 
     def _read(
         self,

@@ -61,16 +61,18 @@ async def is_witness(conn: Connection, homeserver_id: int, room_id: RoomId) -> b
     return bool(await conn.fetchval(query, homeserver_id, room_id))
 
 
-async def mark_joined(conn: Connection, homeserver_id: int, room_id: RoomId, at: datetime) -> None:
-    """Note that the device is in a room."""
-    await conn.execute(
+async def mark_joined(conn: Connection, homeserver_id: int, room_id: RoomId, at: datetime) -> datetime:
+    """Note that the device is in a room that it was asked into; give since when, which is `at` or before."""
+    joined_at: datetime | None = await conn.fetchval(
         """
         UPDATE crypto.room SET joined_at = coalesce(joined_at, $3) WHERE homeserver_id = $1 AND room_id = $2
+        RETURNING joined_at
         """,
         homeserver_id,
         room_id,
         at,
     )
+    return joined_at or at
 
 
 async def mark_state_read(conn: Connection, homeserver_id: int, room_id: RoomId, at: datetime) -> None:

@@ -48,6 +48,37 @@ async def load_gaps(
     return [_gap(dict(row)) for row in rows]
 
 
+async def open_gaps(conn: Connection, homeserver_id: int) -> list[Gap]:
+    """Give the gaps of a whole homeserver that have not ended, in order of start."""
+    rows = await conn.fetch(
+        """
+        SELECT gap_id, name, reason, started_at, ended_at, NULL AS room_id
+        FROM gap JOIN homeserver USING (homeserver_id)
+        WHERE homeserver_id = $1 AND room_key IS NULL AND ended_at IS NULL
+        ORDER BY started_at NULLS FIRST, gap_id
+        """,
+        homeserver_id,
+    )
+    return [_gap(dict(row)) for row in rows]
+
+
+async def cut_gaps(conn: Connection, homeserver_id: int, reason: GapReason, since: datetime) -> None:
+    """Take back what gaps of a whole homeserver say of the time from `since` on, for one reason."""
+    await conn.execute(
+        """
+        WITH taken_back AS (
+            DELETE FROM gap
+            WHERE homeserver_id = $1 AND room_key IS NULL AND reason = $2 AND started_at >= $3
+        )
+        UPDATE gap SET ended_at = $3
+        WHERE homeserver_id = $1 AND room_key IS NULL AND reason = $2 AND started_at < $3 AND ended_at > $3
+        """,
+        homeserver_id,
+        str(reason),
+        since,
+    )
+
+
 async def newest_gaps(
     conn: Connection, homeserver_ids: Sequence[int], since: datetime, limit: int
 ) -> tuple[list[Gap], int]:

@@ -20,7 +20,7 @@ from rtc_appservice.core import (
     traffic,
     verdict,
 )
-from rtc_appservice.core.catalogue import CAUSES, FINDINGS, OUTCOMES, Meaning
+from rtc_appservice.core.catalogue import CAUSES, FINDINGS, GAPS, OUTCOMES, Meaning
 from rtc_appservice.core.model import Settings
 from rtc_appservice.core.words import BLOCKING_CAUSES
 
@@ -63,6 +63,14 @@ def render() -> str:
         " by to-device: when either joins, and a new one when somebody leaves. Each ends in exactly one outcome.\n",
         "\n| outcome | when |\n| --- | --- |\n",
         *(f"| `{outcome.value}` | {meaning} |\n" for outcome, meaning in OUTCOMES.items()),
+        "\n## Gaps\n\nTimes in which something may not have been seen. Reports list those that reach into their time,"
+        " and a call is judged by those of its homeserver and its room. What was seen in a gap counts all the same.\n",
+        "\n| reason | what it says, and what follows |\n| --- | --- |\n",
+        *(f"| `{reason.value}` | {meaning} |\n" for reason, meaning in GAPS.items()),
+        "\nOf several instances on one database, one that lived all the while takes a `service_down` back at its next"
+        " heartbeat (10 s), and any that gets the homeserver's transactions in time ends what another began. An"
+        " instance that was killed does neither, so its restart leaves its gap, however short. Starts that come to"
+        " nothing, one after the other, are one gap.\n",
         "\n## Times\n\n| what | seconds |\n| --- | --- |\n",
         f"| grace: a key counts as on time | {settings.grace_seconds:g} |\n",
         f"| horizon: a key counts at all | {settings.horizon_seconds:g} |\n",

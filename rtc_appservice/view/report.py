@@ -33,6 +33,7 @@ from rtc_appservice.core.wording import how_many
 from rtc_appservice.core.words import BLOCKING_CAUSES, Platform
 from rtc_appservice.view.words import (
     CAUSES,
+    GAPS,
     READINESS,
     SEVERITIES,
     VERDICTS,
@@ -208,7 +209,7 @@ def _print_gaps(console: Console, gaps: Sequence[Gap]) -> None:
             continue
         where = each.room_id or each.homeserver
         table.add_row(
-            str(each.reason),
+            f"{each.reason}: {GAPS[each.reason]}",
             moment(each.started_at) if each.started_at else "not known",
             moment(each.ended_at) if each.ended_at else "not ended",
             Text(plain(where)),

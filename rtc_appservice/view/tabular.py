@@ -22,6 +22,7 @@ from rtc_appservice.core.model import (
 from rtc_appservice.core.words import BLOCKING_CAUSES
 from rtc_appservice.view.words import (
     CAUSES,
+    GAPS,
     OUTCOMES,
     READINESS,
     VERDICTS,
@@ -126,10 +127,10 @@ def report_markdown(report: Report, *, calls: int = LISTED) -> str:
     if report.findings:
         parts += ["### Findings of rooms, outside calls", _outside(report.findings)]
     gap_rows = [
-        (gap.reason, _when(gap.started_at), _when(gap.ended_at), _code(gap.room_id or gap.homeserver))
+        (gap.reason, GAPS[gap.reason], _when(gap.started_at), _when(gap.ended_at), _code(gap.room_id or gap.homeserver))
         for gap in report.gaps[-LISTED:]
     ]
-    parts += ["### Gaps", _table(("reason", "from", "to", "where"), gap_rows) if gap_rows else "None known."]
+    parts += ["### Gaps", _table(("reason", "meaning", "from", "to", "where"), gap_rows) if gap_rows else "None known."]
     return "\n\n".join(parts) + "\n"
 
 

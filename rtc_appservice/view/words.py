@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from rtc_appservice.core import wording
 from rtc_appservice.core.model import DeviceRef, Finding
 from rtc_appservice.core.undecryptable import UndecryptableReason
-from rtc_appservice.core.words import Coverage, Evidence, FallbackCause, Outcome, Severity, Verdict
+from rtc_appservice.core.words import Coverage, Evidence, FallbackCause, GapReason, Outcome, Severity, Verdict
 
 READINESS = wording.READINESS
 moment = wording.moment
@@ -43,6 +43,14 @@ COVERAGES = {
     Coverage.TIMELINE_PARTIAL: "the room's timeline, parts of it unreadable",
     Coverage.ENVELOPES: "envelopes of to-device messages",
     Coverage.WITNESS: "a device of ours in the call",
+}
+GAPS = {
+    GapReason.SERVICE_DOWN: "the service was not running",
+    GapReason.DATABASE_DOWN: "the database was away",
+    GapReason.TO_DEVICE_LOST: "to-device messages may be lost",
+    GapReason.UNDECRYPTABLE: "what came could not be decrypted",
+    GapReason.ROOM_JOINED_LATE: "encrypted before the service's device came",
+    GapReason.BACKLOG: "the homeserver was behind; events came late",
 }
 UNDECRYPTABLE = {
     UndecryptableReason.MISSING_SESSION: "without a session",

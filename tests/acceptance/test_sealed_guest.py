@@ -13,9 +13,10 @@ from aiohttp import web
 from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import RoomKey, RoomState
 from rtc_appservice.core.session import project_room
-from rtc_appservice.core.words import RoomId, ServerName
+from rtc_appservice.core.words import GapReason, RoomId, ServerName
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.store.audited_rooms import want_room
+from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.pool import Pool
 from tests.acceptance.sealed_room import BOT, Service, running_service, sealed_synapse, sender, until
 
@@ -136,7 +137,13 @@ async def test_calls_begun_after_it_came_were_seen_from_their_beginning(homeserv
         await ann.call(room_id)
         await call(until_now=4)
         found = await projected(service, room_id)
+        async with pool.acquire() as conn:
+            gaps = [gap for gap in await load_gaps(conn, None, None) if gap.room_id == room_id]
 
+    assert [GapReason.ROOM_JOINED_LATE] * 2 == [gap.reason for gap in gaps]
+    times = [at for gap in gaps for at in (gap.started_at, gap.ended_at) if at is not None]
+    assert sorted(set(times)) == times
+    assert 4 == len(times)
     assert [False, True, False, True] == [beginning_seen for beginning_seen, _, _ in found]
     assert [True] * 4 == [encrypted for _, encrypted, _ in found]
 

@@ -210,7 +210,7 @@ def test_remote_recipients_are_unobservable() -> None:
     assert {"delivered": 1, "unobservable": 1} == counts(scene.call())
 
 
-@pytest.mark.parametrize("reason", [GapReason.TO_DEVICE_LOST, GapReason.SERVICE_DOWN])
+@pytest.mark.parametrize("reason", [GapReason.TO_DEVICE_LOST, GapReason.SERVICE_DOWN, GapReason.BACKLOG])
 def test_a_gap_makes_its_pairs_unobservable(reason: GapReason) -> None:
     """To-device messages are lost while the service is down: silence then means nothing."""
     gap = Gap(gap_id="gap", homeserver=HOMESERVER, reason=reason, started_at=at(5), ended_at=at(100))

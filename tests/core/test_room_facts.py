@@ -135,12 +135,26 @@ def test_gaps_of_other_rooms_do_not_matter() -> None:
     assert call.beginning_seen
 
 
-@pytest.mark.parametrize("reason", [GapReason.TO_DEVICE_LOST, GapReason.UNDECRYPTABLE])
+@pytest.mark.parametrize("reason", [GapReason.TO_DEVICE_LOST, GapReason.UNDECRYPTABLE, GapReason.BACKLOG])
 def test_lost_to_device_messages_hide_no_membership(reason: GapReason) -> None:
     """Memberships are room events, which the homeserver keeps and sends again."""
     call = alone().call(watched_since=at(-20 * HOURS), gaps=(gap(-100, -50, reason),))
 
     assert call.beginning_seen
+
+
+@pytest.mark.parametrize("reason", [GapReason.UNDECRYPTABLE, GapReason.ROOM_JOINED_LATE])
+def test_what_is_sealed_in_the_room_hides_no_membership_and_no_message(reason: GapReason) -> None:
+    """A device that came late found the call's members in the state, and to-device messages are in no room."""
+    scene = read(alone(), -10)
+    scene.state("m.room.encryption", -50, value="m.megolm.v1.aes-sha2")
+    scene.join("bob", 10)
+    sealed = gap(-100, 60, reason, room_id=ROOM)
+    call = scene.call(gaps=(sealed,), until=600)
+    of_all_rooms = scene.call(gaps=(gap(-100, 60),), until=600)
+
+    assert call.beginning_seen
+    assert (0, 2) == (call.obligations.unobservable, of_all_rooms.obligations.unobservable)
 
 
 @pytest.mark.parametrize(("seconds", "encrypted"), [(-50, True), (50, True), (5000, False)])

@@ -1,5 +1,7 @@
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from rtc_appservice.intake.stream import Stream
 
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -73,6 +75,51 @@ def test_stands_after_a_failure_until_a_young_event() -> None:
     took(stream, at(499), at(503))
     assert stream.current
     assert at(970) == stream.watermark(at(1000))
+
+
+def test_old_events_on_an_idle_stream_are_a_backlog() -> None:
+    """What was sent since the last young event came late; the clock is not followed until the next one."""
+    stream = Stream()
+    took(stream, NOW, NOW)
+
+    took(stream, at(300), at(360))
+    assert stream.behind_since is None
+
+    took(stream, at(299), at(361))
+    assert at(299) == stream.behind_since
+    assert not stream.current
+    assert at(300) == stream.watermark(at(1000))
+
+    took(stream, at(900), at(1000))
+    assert at(299) == stream.behind_since
+
+    took(stream, at(1000), at(1001))
+    assert stream.behind_since is None
+    assert at(1001) == stream.shown_current_at
+
+
+@pytest.mark.parametrize(("idle", "behind_since"), [(60, None), (61, 0), (100_000, 0)])
+def test_an_event_dated_back_among_young_ones_is_no_backlog(idle: float, behind_since: float | None) -> None:
+    """A bridge gives messages the time they had elsewhere; what was seen up to then was seen in time."""
+    stream = Stream()
+    took(stream, NOW, NOW)
+
+    took(stream, at(-86_400), at(idle))
+
+    assert stream.behind_since == (None if behind_since is None else at(behind_since))
+
+
+def test_a_start_after_an_outage_is_behind_since_the_outage() -> None:
+    """How far the stream had come is known from the database."""
+    stream = Stream(at(-600))
+
+    took(stream, at(-900), NOW)
+    assert at(-600) == stream.behind_since
+
+    stream = Stream(at(-600))
+    took(stream, at(-500), NOW)
+    assert at(-500) == stream.behind_since
+    assert stream.shown_current_at is None
 
 
 def test_never_goes_back() -> None:

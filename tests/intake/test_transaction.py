@@ -133,6 +133,133 @@ async def test_a_gap_left_open_by_a_crash_is_ended_by_the_next_life(
     assert [(START, received)] == [span(gap) for gap in lost]
 
 
+async def test_a_backlog_is_a_gap_until_it_is_through(
+    intake: TransactionIntake, clock: Clock, events: Events, conn: Connection
+) -> None:
+    """From when the late ones were sent, to the first that came in time."""
+    await send(intake, events.join())
+    sent_at = clock.advance(1)
+    held = events.key()
+    clock.advance(300)
+    await send(intake, held)
+    await intake.beat()
+    assert {GapReason.BACKLOG: (sent_at, None)} == {reason: span(gap) for reason, gap in (await gaps(conn)).items()}
+
+    received = clock.advance(1)
+    await send(intake, events.key())
+    clock.advance(10)
+    await intake.beat()
+    assert {GapReason.BACKLOG: (sent_at, received)} == {reason: span(gap) for reason, gap in (await gaps(conn)).items()}
+
+
+async def test_another_instance_that_lived_takes_the_gap_of_the_service_back(
+    make_intake: Make, clock: Clock, events: Events, conn: Connection
+) -> None:
+    """The one that is up to date ends the loss of to-device messages too, once it has seen that none are held back."""
+    first, second = make_intake(), make_intake()
+    await first.open()
+    await send(first, events.join())
+    last_seen = clock.now
+    clock.advance(8)
+    await second.open()
+    assert {GapReason.SERVICE_DOWN, GapReason.TO_DEVICE_LOST} == set(await gaps(conn))
+
+    clock.advance(2)
+    await first.beat()
+    await second.beat()
+    assert {GapReason.TO_DEVICE_LOST: (last_seen, None)} == {
+        reason: span(gap) for reason, gap in (await gaps(conn)).items()
+    }
+
+    received = clock.advance(1)
+    await send(first, events.message())
+    clock.advance(9)
+    await first.beat()
+    clock.advance(9)
+    await second.beat()
+    assert {GapReason.TO_DEVICE_LOST: (last_seen, received)} == {
+        reason: span(gap) for reason, gap in (await gaps(conn)).items()
+    }
+
+
+async def test_a_loss_of_the_other_instance_is_a_gap_of_its_own(
+    make_intake: Make, clock: Clock, events: Events, conn: Connection
+) -> None:
+    """What the first has ended meanwhile is not opened again, and the new loss is not taken for the old."""
+    first, second = make_intake(), make_intake()
+    await first.open()
+    clock.advance(1)
+    await second.open()
+    ended = clock.advance(1)
+    await send(first, events.message())
+    await first.beat()
+    failed_at = clock.advance(1)
+
+    async def cut_off() -> bytes:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await second.take(cut_off)
+    await second.beat()
+    back_at = clock.advance(1)
+    await send(first, events.message())
+    await first.beat()
+    await second.beat()
+
+    assert [(START, ended), (failed_at, back_at)] == [span(gap) for gap in await load_gaps(conn, None, None)]
+
+
+async def test_instances_that_start_together_leave_the_gap_before_them(
+    make_intake: Make, clock: Clock, events: Events, conn: Connection
+) -> None:
+    """The one that started last found the other just started, and that nobody had lived before it."""
+    gone, first, second = make_intake(), make_intake(), make_intake()
+    await gone.open()
+    started = clock.advance(600)
+    await first.open()
+    clock.advance(2)
+    await second.open()
+    clock.advance(8)
+    await first.beat()
+    clock.advance(2)
+    await second.beat()
+
+    assert (START, started) == span((await gaps(conn))[GapReason.SERVICE_DOWN])
+
+
+async def test_an_instance_that_hung_takes_nothing_back(make_intake: Make, clock: Clock, conn: Connection) -> None:
+    """Its heartbeats had stopped, so whether the service was down in between is not known."""
+    first = make_intake()
+    await first.open()
+    started = clock.advance(31)
+    await make_intake().open()
+    clock.advance(1)
+    await first.beat()
+
+    assert (START, started) == span((await gaps(conn))[GapReason.SERVICE_DOWN])
+
+
+async def test_starts_that_come_to_nothing_are_one_gap(
+    make_intake: Make, clock: Clock, events: Events, conn: Connection
+) -> None:
+    """A supervisor that starts it again and again adds nothing but time; once it has lived, the next is another."""
+    first = make_intake()
+    await first.open()
+    for _ in range(4):
+        started = clock.advance(5)
+        last = make_intake()
+        await last.open()
+    assert (START, started) == span((await gaps(conn))[GapReason.SERVICE_DOWN])
+
+    lived = clock.advance(10)
+    await last.beat()
+    again = clock.advance(5)
+    await make_intake().open()
+
+    down = [gap for gap in await load_gaps(conn, None, None) if gap.reason is GapReason.SERVICE_DOWN]
+    assert [(START, started), (lived, again)] == [span(gap) for gap in down]
+
+
 async def test_a_store_that_fails_is_a_gap_once_it_is_back(
     intake: TransactionIntake, clock: Clock, events: Events, conn: Connection
 ) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from rtc_appservice.core.audit import RecordedTransaction, audit
-from rtc_appservice.core.catalogue import CAUSES, FINDINGS, OUTCOMES
+from rtc_appservice.core.catalogue import CAUSES, FINDINGS, GAPS, OUTCOMES
 from rtc_appservice.core.fields import from_ms
 from rtc_appservice.core.model import CallReport
-from rtc_appservice.core.words import FallbackCause, FindingKind, Outcome
+from rtc_appservice.core.words import FallbackCause, FindingKind, GapReason, Outcome
+from rtc_appservice.view import words
 from rtc_appservice.view.detection import PATH, render
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
@@ -28,10 +29,11 @@ def test_the_page_is_what_the_code_says() -> None:
 
 
 def test_nothing_is_left_unexplained() -> None:
-    """Every cause, finding and outcome has its meaning."""
+    """Every cause, finding, outcome and gap has its meaning, and gaps have their words on reports and pages."""
     assert set(FallbackCause) == set(CAUSES)
     assert set(FindingKind) == set(FINDINGS)
     assert set(Outcome) == set(OUTCOMES)
+    assert set(GapReason) == set(GAPS) == set(words.GAPS)
 
 
 @pytest.mark.parametrize(("cause", "name"), [(c, m.recording) for c, m in CAUSES.items() if m.recording])

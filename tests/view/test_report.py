@@ -125,7 +125,7 @@ def test_gaps_are_shown(mixed: Report) -> None:
     )
     text = render_text(msgspec.structs.replace(mixed, gaps=(gap,)))
 
-    assert "to_device_lost" in text
+    assert "to_device_lost: to-device messages may be lost" in text
     assert "not ended" in text
 
 
