@@ -23,6 +23,7 @@ from rtc_appservice.person import Held, Terms, find, forget
 from rtc_appservice.projector import Projector, replay
 from rtc_appservice.store import crypto, outbox
 from rtc_appservice.store.notices import mark_posted, posted_about
+from rtc_appservice.store.partitions import MAINTENANCE_LOCK
 from rtc_appservice.store.person import TABLES
 from rtc_appservice.store.pool import Pool
 from rtc_appservice.store.streams import open_stream
@@ -35,6 +36,7 @@ from .test_projector_rooms import SETTLED, strange
 from .test_projector_rooms import each as transactions
 
 TERMS = Terms(secret=SECRET, pseudonym_rotation_days=None)
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 #: What a user's traffic can be recognised by, whoever is named beside.
 KEYED = ("sender_key_id", "session_key_id", "tag", "membership_id")
 
@@ -406,6 +408,29 @@ async def test_while_the_service_works(pool: Pool) -> None:
     now = await service.dump()
     assert 0 == (await replay(pool, service.projector, service.now)).failed
     assert now == await service.dump()
+
+
+@pytest.mark.parametrize(
+    "held_by_others",
+    ["SELECT FROM crypto.device FOR UPDATE", f"SELECT pg_advisory_xact_lock({MAINTENANCE_LOCK})"],
+    ids=["a transaction that the device opens", "the upkeep of the partitions"],
+)
+async def test_waits_for_those_who_write_meanwhile(pool: Pool, held_by_others: str) -> None:
+    """What is being written names the user still, and partitions come and go: forgetting waits for their end."""
+    service = await played(pool, "smart-switch")
+    (user_id, *_) = users_of(await service.calls())
+    async with pool.acquire() as conn:
+        await crypto.add_device(conn, service.homeserver_id, UserId("@auditor:lab.test"), DeviceId("A"), "PICKLE")
+    async with asyncio.timeout(60):
+        async with pool.acquire() as conn, conn.transaction():
+            await conn.execute(held_by_others)
+            forgetting = asyncio.create_task(forgotten(service, user_id))
+            while not forgetting.done() and not await pool.fetchval(WAITING):
+                await asyncio.sleep(0.01)
+            assert not forgetting.done()
+        await forgetting
+
+    assert [] == await held(service, user_id)
 
 
 #: Tables that name no user, whatever is in them.
