@@ -113,7 +113,7 @@ class RoomFacts:
     def _reads(self, until: datetime) -> list[datetime]:
         """Give when the state was read by a time, since the last leave before that."""
         left = [at for at in self._left if at <= until]
-        return [at for at in self._read if at < until and all(at >= each for each in left)]
+        return [at for at in self._read if at < until and all(at > each for each in left)]
 
     def visibility(self, span: CallSpan) -> str | None:
         """Give the history visibility in force when the call began, if seen."""

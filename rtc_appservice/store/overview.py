@@ -8,9 +8,6 @@ from rtc_appservice.core.tally import NO_BLOCKER_FOR, Blockers, CallCount, Cause
 from rtc_appservice.core.words import BLOCKING_CAUSES, Coverage, Evidence, FallbackCause, FindingKind, Platform, Verdict
 from rtc_appservice.store.pool import Connection
 
-#: A finding's time may lie before its call, by what a key may come before its device's membership (10 s) and some more.
-_BEFORE_CALL = "1 minute"
-
 
 async def load_tally(conn: Connection, homeserver_ids: Sequence[int], since: datetime, now: datetime) -> Tally:
     """Count the calls of homeservers that started at `since` or later, or still go on."""
@@ -33,12 +30,11 @@ async def load_tally(conn: Connection, homeserver_ids: Sequence[int], since: dat
         """
         SELECT count(*) AS live, count(*) FILTER (WHERE EXISTS (
             SELECT FROM finding WHERE finding.room_key = call.room_key AND finding.call_id = call.call_id
-                AND at >= call.started_at - $3::text::interval AND kind = $2)) AS split
+                AND at >= call.started_at AND kind = $2)) AS split
         FROM call_session AS call WHERE homeserver_id = ANY($1::smallint[]) AND ended_at IS NULL
         """,
         homeserver_ids,
         str(FindingKind.SPLIT_CALL),
-        _BEFORE_CALL,
     )
     return Tally(
         counts=tuple(

@@ -2,11 +2,11 @@
 
 import pytest
 
-from rtc_appservice.core.observed import Gap
+from rtc_appservice.core.observed import Gap, MegolmEnvelope
 from rtc_appservice.core.room_facts import room_left, state_read
 from rtc_appservice.core.words import GapReason, UserId
 
-from .build import HOMESERVER, OTHER_ROOM, ROOM, Scene, at, sticky
+from .build import HOMESERVER, OTHER_ROOM, ROOM, Scene, at, sticky, who
 
 HOURS = 3600.0
 OURS = UserId("@rtc-auditor-device:lab.test")
@@ -63,6 +63,8 @@ def test_seen_since_a_snapshot(seconds: float, seen: bool) -> None:
         ([-100], [-50], False),
         ([-100, -10], [-50], True),
         ([-100], [-200], True),
+        ([-100], [-100], False),
+        ([-100], [0], False),
         ([-100], [50], True),
         ([-100, 50], [10], True),
     ],
@@ -93,6 +95,15 @@ def test_sticky_memberships_are_in_no_snapshot(seconds: float, seen: bool) -> No
     """They show themselves again, or end, within the longest stickiness: an hour."""
     scene = Scene(created=False)
     scene.join("alice", 0, sticky("alice"))
+
+    assert seen is read(scene, seconds).call().beginning_seen
+
+
+@pytest.mark.parametrize(("seconds", "seen"), [(-HOURS - 1, True), (-HOURS + 1, False)])
+def test_a_membership_that_cannot_be_read_may_be_sticky(seconds: float, seen: bool) -> None:
+    """So the call began unseen, unless the room was read that long before."""
+    scene = Scene(encrypted=True, created=False)
+    scene.add(0, MegolmEnvelope(sender=who("alice")[0], length=700, sticky_seconds=3600.0))
 
     assert seen is read(scene, seconds).call().beginning_seen
 
