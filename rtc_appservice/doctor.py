@@ -100,6 +100,7 @@ class _Examination:
         await self._step("ping", self._ping, "registration")
         await self._step("to_device", self._to_device, "database", "ping")
         await self._step("posthog", self._posthog, "configuration")
+        await self._step("notifications", self._notifications, "registration")
         await self._step("delayed_events", self._delayed_events, "homeserver")
         await self._step("device", self._device, "database", "registration")
         await self._step("round_trip", self._round_trip, "device")
@@ -241,6 +242,12 @@ class _Examination:
         if key is None or host is None:
             return judge.skipped("posthog", "off")
         return judge.judge_posthog(host, await asyncio.to_thread(ask_key, key, host))
+
+    async def _notifications(self) -> Check:
+        room = self.config.notifications.room_id
+        if room is None:
+            return judge.skipped("notifications", "off: notifications.room_id is not set")
+        return reachability.judge_notifications(room, self.sender, *await self.server.ask_room(room))
 
     # --- the service's own device --------------------------------------------------------------
 

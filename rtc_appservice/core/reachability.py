@@ -4,6 +4,9 @@ What a homeserver's answers mean for `doctor`: does it know the service, and doe
 What homeservers answer was seen of Synapse 1.163.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from rtc_appservice.core.installation import (
     LONGEST,
     Answer,
@@ -184,3 +187,46 @@ def judge_to_device(*, arrived: bool, extensions: bool, refused: bool, listening
         " true in its copy of the registration, and restart it. If the service was down until now, try again after the"
         " next room event: Synapse may send nothing before",
     )
+
+
+# --- notices -----------------------------------------------------------------------------------
+
+
+def judge_notifications(room: str, sender: str, summary: Answer, encryption: Answer, levels: Answer) -> Check:
+    """
+    Take what the homeserver tells the registration's sender of the room for notices.
+
+    That is the room's summary (Matrix 1.15), and the content of `m.room.encryption` and `m.room.power_levels`, which
+    only a member is given.
+    """
+    step, room = "notifications", plain(room)[:LONGEST]
+    if summary.status == 404 and summary.errcode == "M_UNRECOGNIZED":
+        return skipped(step, "cannot be told: the homeserver has no room summaries (Matrix 1.15)")
+    if summary.status not in (200, 400, 403, 404):
+        return failed(step, f"the homeserver did not tell of {room}: {summary.said}", "see the log of the homeserver")
+    if summary.status != 200:
+        text = f"{room} is not there, or not for {sender} to see: {summary.said}"
+        return failed(step, text, f"correct notifications.room_id, and invite {sender} to the room")
+    membership = text_of(summary.body, "membership")
+    is_open = summary.body.get("join_rule") == "public" and membership != "ban"
+    if membership not in ("join", "invite") and not is_open:
+        return failed(step, f"{sender} is neither in {room} nor invited", f"invite {sender} to the room")
+    is_member = membership == "join"
+    if encryption.status == 200 if is_member else summary.body.get("encryption"):
+        text = f"{room} is encrypted, and the service posts in clear only"
+        return failed(step, text, "give an unencrypted room in notifications.room_id")
+    if not is_member:
+        return ok(step, f"{sender} may enter {room}, and does with the first notice")
+    own = _power(levels.body, "users", sender, "users_default")
+    needed = _power(levels.body, "events", "m.room.message", "events_default")
+    if own < needed:
+        text = f"{sender} may not post in {room}: its power level there is {own}, and {needed} is needed"
+        return failed(step, text, "give it that power level in the room")
+    return ok(step, f"{sender} is in {room} and may post there")
+
+
+def _power(levels: Mapping[str, Any], table: str, name: str, default: str) -> int:
+    """Give a power level of a room; where it is not a number, or there are none at all, it is 0."""
+    given = levels.get(table)
+    found = given.get(name) if isinstance(given, dict) and name in given else levels.get(default)
+    return found if type(found) is int else 0

@@ -9,13 +9,14 @@ import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import orjson
 from aiohttp import web
 from mautrix.api import Method, Path
 
-from rtc_appservice.core.installation import Answer, Listening
+from rtc_appservice.core.installation import Answer, Listening, text_of
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.core.words import Device, ServerName
 from rtc_appservice.errors import StoreUnavailable
@@ -37,6 +38,7 @@ _TEXT_BYTES = 600
 
 VERSIONS = "/_matrix/client/versions"
 WHOAMI = "/_matrix/client/v3/account/whoami"
+SUMMARY = "/_matrix/client/v1/room_summary/"
 
 
 async def ask(
@@ -129,6 +131,13 @@ class ProbeServer(IntakeServer):
     async def ask(self, method: str, path: str, content: Any = None) -> Answer:
         """Ask the homeserver, as the registration's sender."""
         return await ask(self.open_client(), method, self.server + path, self.as_token, content)
+
+    async def ask_room(self, room: str) -> tuple[Answer, Answer, Answer]:
+        """Give what the registration's sender is told of a room, by id or alias: summary, encryption, power levels."""
+        summary = await self.ask("GET", SUMMARY + quote(room, safe=""))
+        state = f"/_matrix/client/v3/rooms/{quote(text_of(summary.body, 'room_id'), safe='')}/state"
+        encryption = await self.ask("GET", f"{state}/m.room.encryption")
+        return summary, encryption, await self.ask("GET", f"{state}/m.room.power_levels")
 
     async def ping(self) -> tuple[Answer, bool]:
         """

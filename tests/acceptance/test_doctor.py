@@ -29,6 +29,9 @@ from rtc_appservice.store.pool import Pool
 SECONDS = 40.0
 DOCTOR = f"@rtc-auditor-doctor:{SERVER_NAME}"
 DEVICE = f"@rtc-auditor-device:{SERVER_NAME}"
+SENDER = f"@rtc-auditor:{SERVER_NAME}"
+#: What is not asked of these installations, unless a test wants it.
+OFF = {"posthog": "skipped", "notifications": "skipped"}
 
 
 class Installation:
@@ -175,7 +178,7 @@ async def test_before_the_first_start(installation: Installation) -> None:
     found = await installation.doctor()
     devices = await installation.ask("GET", "/_matrix/client/v3/devices", DOCTOR)
 
-    assert {"posthog": "skipped", "device": "skipped", "round_trip": "skipped"} == found.outcomes()
+    assert {**OFF, "device": "skipped", "round_trip": "skipped"} == found.outcomes()
     assert "service itself is not running" in found.said("ping")
     assert {"devices": []} == devices
 
@@ -195,7 +198,7 @@ async def test_with_the_service_and_without(installation: Installation, pool: Po
         while await pool.fetchval(taken) == left:
             await asyncio.sleep(0.05)
 
-    assert {"posthog": "skipped"} == running.outcomes() == elsewhere.outcomes() == stopped.outcomes()
+    assert OFF == running.outcomes() == elsewhere.outcomes() == stopped.outcomes()
     assert "the running service opened" in running.said("round_trip")
     assert "can be opened" in stopped.said("round_trip")
     assert (1, 2, 2) == (opened, opened_elsewhere, left)
@@ -243,7 +246,7 @@ async def test_tokens_of_another_registration(installation: Installation) -> Non
     other_id = await installation.examine()
 
     needing = {"ping", "to_device", "device", "round_trip"}
-    expected = {"registration": "failed", "posthog": "skipped", **dict.fromkeys(needing, "skipped")}
+    expected = {"registration": "failed", **OFF, **dict.fromkeys(needing, "skipped")}
     assert expected == no_as_token.outcomes()
     assert "app_service_config_files" in no_as_token.said("registration")
     assert "needs registration" in no_as_token.said("round_trip")
@@ -305,10 +308,10 @@ async def test_a_lost_device(installation: Installation, pool: Pool) -> None:
     installation.config["secret"] = "another secret of the test"
     other_secret = await installation.examine()
 
-    assert {"posthog": "skipped", "device": "failed", "round_trip": "skipped"} == missing.outcomes()
+    assert {**OFF, "device": "failed", "round_trip": "skipped"} == missing.outcomes()
     assert f"no keys of {device_id}" in missing.said("device")
     assert "restart the service" in missing.said("device")
-    assert {"posthog": "skipped"} == mended.outcomes()
+    assert OFF == mended.outcomes()
     assert "failed" == other_secret.outcomes()["device"]
     assert "secret" in other_secret.said("device")
 
@@ -331,3 +334,46 @@ async def test_posthog(installation: Installation) -> None:
     assert "refuses the key" in refused.said("posthog")
     assert "does not answer" in gone.said("posthog")
     assert [] == server.events
+
+
+async def test_room_for_notices(installation: Installation) -> None:
+    """Its sender can post there, or what is in the way is said; an invitation is enough, and is not followed."""
+    base = f"{installation.address}/_matrix/client/v3"
+    login = {"username": "op" + secrets.token_hex(4), "password": "p", "auth": {"type": "m.login.dummy"}}
+    alias = f"notices{secrets.token_hex(4)}"
+    installation.config["auditor"] = {"enabled": False}
+    async with aiohttp.ClientSession(raise_for_status=True) as session:
+        user = await (await session.post(f"{base}/register", json=login)).json()
+        headers = {"Authorization": f"Bearer {user['access_token']}"}
+
+        async def do(method: str, path: str, content: Any) -> Any:
+            return await (await session.request(method, f"{base}/{path}", json=content, headers=headers)).json()
+
+        async def step() -> str:
+            found = await installation.examine()
+            return found.said("notifications")
+
+        room_id = (await do("POST", "createRoom", {"room_alias_name": alias}))["room_id"]
+        installation.config["notifications"] = {"room_id": f"#{alias}:{SERVER_NAME}"}
+        uninvited = await step()
+        await do("POST", f"rooms/{room_id}/invite", {"user_id": SENDER})
+        invited = await step()
+        joined_rooms = await installation.ask("GET", "/_matrix/client/v3/joined_rooms", SENDER)
+        await installation.ask("POST", f"/_matrix/client/v3/join/{room_id}", SENDER, {})
+        installation.config["notifications"] = {"room_id": room_id}
+        joined = await step()
+        levels = await do("GET", f"rooms/{room_id}/state/m.room.power_levels", None)
+        await do("PUT", f"rooms/{room_id}/state/m.room.power_levels", {**levels, "events_default": 50})
+        quiet = await step()
+        await do("PUT", f"rooms/{room_id}/state/m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2"})
+        encrypted = await step()
+        installation.config["notifications"] = {"room_id": f"#nothing:{SERVER_NAME}"}
+        nowhere = await step()
+
+    assert f"invite {SENDER}" in uninvited
+    assert "first notice" in invited
+    assert room_id not in joined_rooms["joined_rooms"]
+    assert "may post there" in joined
+    assert "power level there is 0, and 50 is needed" in quiet
+    assert "is encrypted" in encrypted
+    assert f"#nothing:{SERVER_NAME} is not there" in nowhere

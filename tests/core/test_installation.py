@@ -19,6 +19,7 @@ from rtc_appservice.core.installation import (
 from rtc_appservice.core.reachability import (
     judge_delayed_events,
     judge_homeserver,
+    judge_notifications,
     judge_ping,
     judge_registration,
     judge_to_device,
@@ -126,6 +127,48 @@ def test_to_device() -> None:
     ]
 
     assert [Outcome.OK, Outcome.SKIPPED, Outcome.FAILED] == [check.outcome for check in found]
+
+
+LEVELS = {"users": {SENDER: 50}, "users_default": 0, "events": {"m.room.message": 50}}
+
+
+@pytest.mark.parametrize(
+    ("summary", "encryption", "levels", "outcome", "words"),
+    [
+        (answer(200, membership="join"), answer(404), answer(200, **LEVELS), Outcome.OK, "may post"),
+        (answer(200, membership="join"), answer(404), answer(404), Outcome.OK, "may post"),
+        (answer(200, membership="join"), answer(404), answer(200, events_default=50), Outcome.FAILED, "is 0, and"),
+        (answer(200, membership="join"), answer(200), answer(200, **LEVELS), Outcome.FAILED, "encrypted"),
+        (answer(200, membership="invite"), answer(403), answer(403), Outcome.OK, "first notice"),
+        (answer(200, membership="invite", encryption="m.megolm.v1.aes-sha2"), answer(403), answer(403), Outcome.FAILED,
+         "encrypted"),
+        (answer(200, membership="leave", join_rule="public"), answer(403), answer(403), Outcome.OK, "first notice"),
+        (answer(200, membership="ban", join_rule="public"), answer(403), answer(403), Outcome.FAILED, "nor invited"),
+        (answer(200, membership="leave", join_rule="knock"), answer(403), answer(403), Outcome.FAILED, "nor invited"),
+        (answer(200), answer(403), answer(403), Outcome.FAILED, "nor invited"),
+        (answer(404, errcode="M_NOT_FOUND"), answer(403), answer(403), Outcome.FAILED, "is not there"),
+        (answer(404, errcode="M_UNRECOGNIZED"), answer(403), answer(403), Outcome.SKIPPED, "Matrix 1.15"),
+        (answer(502), answer(403), answer(403), Outcome.FAILED, "did not tell"),
+        (Answer(problem="time-out"), answer(403), answer(403), Outcome.FAILED, "time-out"),
+    ],
+)  # fmt: skip
+def test_notifications(summary: Answer, encryption: Answer, levels: Answer, outcome: Outcome, words: str) -> None:
+    """The room is one the sender is in or may enter, and where it may post in clear."""
+    check = judge_notifications("#room:example.org", SENDER, summary, encryption, levels)
+
+    assert outcome is check.outcome
+    assert words in check.text
+    assert (check.outcome is Outcome.FAILED) == bool(check.advice)
+
+
+@pytest.mark.parametrize("levels", [{"users": 7, "events": []}, {"users": {SENDER: "50"}, "events_default": None}])
+def test_notifications_with_odd_levels(levels: dict[str, Any]) -> None:
+    """What is no number counts as 0."""
+    check = judge_notifications(
+        "!r", SENDER, answer(200, membership="join"), answer(404), Answer(status=200, body=levels)
+    )
+
+    assert Outcome.OK is check.outcome
 
 
 def test_delayed_events() -> None:
