@@ -184,17 +184,60 @@ async def test_leaves_though_the_answer_to_its_join_was_lost(
         await until(lambda: was_in_call(alice, room_id), "the device left with the last")
 
 
+async def test_its_leave_is_put_off_as_soon_as_it_has_joined(
+    homeserver: Homeserver, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However shortly before it was: the homeserver may have taken the new membership for the end of the delay."""
+    done: list[str] = []
+
+    async def refused_at_first(
+        api: CallApi, room_id: RoomId, membership: OwnMembership, content: Any, **options: Any
+    ) -> Any:
+        if content == membership.content:
+            done.append("joined" if "put off" in done else "refused")
+            if done[-1] == "refused":
+                raise TimeoutError
+        return await send(api, room_id, membership, content, **options)
+
+    async def noted(api: CallApi, delay_id: str) -> None:
+        done.append("put off")
+        await put_off(api, delay_id)
+
+    async def told(*_arguments: object) -> None:
+        done.append("told")
+
+    send, put_off = CallApi.send, CallApi.put_off
+    monkeypatch.setattr(CallApi, "send", refused_at_first)
+    monkeypatch.setattr(CallApi, "put_off", noted)
+    address, path, port = homeserver
+    async with (
+        sender(address, "promised") as alice,
+        running_service(pool, address, path, port, witness_notice="I take part.") as service,
+    ):
+        room_id = await asked_into(service, alice)
+        monkeypatch.setattr(DeviceApi, "say", told)
+        await alice.call(room_id)
+        await until(lambda: "put off" in done, "the promise was renewed")
+        # Another membership has the device look at the call again at once.
+        place = ApiPath.v3.rooms[room_id].state[STATE_TYPE][f"_{alice.client.mxid}_{alice.client.device_id}_m.call"]
+        content: Any = await alice.client.api.request(Method.GET, place)
+        await alice.client.api.request(Method.PUT, place, {**content, "expires": content["expires"] + 1})
+        await until(lambda: "told" in done, "the device joined the call")
+
+    assert ["refused", "put off", "joined", "put off", "told"] == done[: done.index("told") + 1]
+
+
 async def test_says_that_it_takes_part_though_that_failed_at_first(
     homeserver: Homeserver, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is watched unawares: what the homeserver did not take is said again, and once it is said, no more."""
     tried: list[str] = []
 
-    async def refused_at_first(api: DeviceApi, room_id: RoomId, text: str) -> None:
+    async def refused_at_first(api: DeviceApi, room_id: RoomId, text: str, occasion: str) -> None:
         tried.append(text)
         if len(tried) == 1:
             raise TimeoutError
-        await say(api, room_id, text)
+        await say(api, room_id, text, occasion)
 
     say = DeviceApi.say
     monkeypatch.setattr(DeviceApi, "say", refused_at_first)
