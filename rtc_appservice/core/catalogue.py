@@ -202,8 +202,8 @@ GAPS: dict[GapReason, str] = {
     GapReason.BACKLOG: (
         "the homeserver was behind: what was sent in that time came more than 60 s later. Nothing is lost by it, and"
         " events count at the time they were sent at. To-device messages carry no such time, so keys owed in it are"
-        " `unobservable` unless they were seen in time. An event that a bridge dates back looks the same, where no"
-        " other event came for a minute; it ends with the next one"
+        " `unobservable` unless they were seen in time. A homeserver whose clock is a minute slow looks the same, and"
+        " an event that a bridge dates back, where no other came for a minute, until the next one"
     ),
     GapReason.UNDECRYPTABLE: (
         "what came for the device of the service could not be read: keys owed in it are `unobservable` unless they were"
