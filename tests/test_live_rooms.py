@@ -15,7 +15,7 @@ from rtc_appservice.core.live_rooms import Basis, LiveRoom, LiveRooms
 from rtc_appservice.core.model import RoomHistory, Settings
 from rtc_appservice.core.observed import Gap, Membership, RoomState
 from rtc_appservice.core.room_facts import room_left, state_read
-from rtc_appservice.core.session import RoomProjection, project_room
+from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.wire import Intake, TransactionReader
 from rtc_appservice.core.words import CallId, DeviceId, FallbackCause, GapReason, RoomId, ServerName, UserId
 from rtc_appservice.store import findings, sessions, streams
@@ -23,7 +23,7 @@ from rtc_appservice.store.gaps import record_gaps
 from rtc_appservice.store.observations import load_room
 from rtc_appservice.store.pool import Connection, Pool
 
-from .core.build import history_of
+from .core.build import history_of, project_room
 from .fleet.plans import play
 from .fleet.test_incremental import with_strangers
 from .test_projector import HOMESERVER, PROJECTED, SCENARIOS, SECRET, Service, expected, read

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 
 from rtc_appservice.core.attribution import KEY_BEFORE_STINT, Attribution
 from rtc_appservice.core.call import Call, View
-from rtc_appservice.core.model import CallSession, Projected, RoomHistory, Settings
+from rtc_appservice.core.model import Projected, RoomHistory, Settings
 from rtc_appservice.core.observed import MegolmEnvelope, Membership, Observation, OlmEnvelope, Rejected, RoomState
 from rtc_appservice.core.outside import Outside
 from rtc_appservice.core.room_facts import RoomFacts
@@ -30,11 +30,6 @@ from rtc_appservice.core.words import Device, UserId
 #: A key may precede its membership by 10 s; what comes out of order by less than the rest of this costs nothing.
 SETTLES_AFTER = KEY_BEFORE_STINT + timedelta(seconds=5)
 _LONG_AGO = datetime.fromisoformat("0001-01-02T00:00:00+00:00")
-
-
-def project_room(history: RoomHistory, settings: Settings | None = None) -> list[CallSession]:
-    """Project all call sessions of a room, in order of start."""
-    return list(RoomProjection(settings).project(history).calls)
 
 
 @dataclass(slots=True, frozen=True)

@@ -17,7 +17,6 @@ from olm.pk import PkSigning
 
 from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import ToDeviceKey
-from rtc_appservice.core.session import project_room
 from rtc_appservice.core.words import DeviceTrust, Evidence, FindingKind, RoomId, ServerName, Severity
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.intake.cross_signing import is_cross_signed
@@ -26,6 +25,7 @@ from rtc_appservice.intake.own_device import OtherSecret
 from rtc_appservice.store.crypto import forget_device
 from rtc_appservice.store.pool import Pool
 from tests.acceptance.sealed_room import BOT, SECRET, Sender, Service, running_service, sealed_synapse, sender, until
+from tests.core.build import project_room
 
 Homeserver = tuple[str, Path, int]
 OTHER_SECRET = b"the secret that the deployment has from now on"

@@ -12,13 +12,13 @@ from aiohttp import web
 
 from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import RoomKey, RoomState
-from rtc_appservice.core.session import project_room
 from rtc_appservice.core.words import GapReason, RoomId, ServerName
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.store.audited_rooms import want_room
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.pool import Pool
 from tests.acceptance.sealed_room import BOT, Service, running_service, sealed_synapse, sender, until
+from tests.core.build import project_room
 
 Homeserver = tuple[str, Path, int]
 READ = "SELECT count(*) FROM crypto.room WHERE room_id = $1 AND state_read_at IS NOT NULL"

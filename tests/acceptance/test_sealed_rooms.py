@@ -11,13 +11,13 @@ from mautrix.types import RoomID, TrustState
 
 from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import MegolmEnvelope, Membership, Observation, RoomKey, ToDeviceKey
-from rtc_appservice.core.session import project_room
 from rtc_appservice.core.words import Coverage, DeviceTrust, Evidence, RoomId, ServerName, Verdict
 from rtc_appservice.demo.synapse import SERVER_NAME
 from rtc_appservice.intake.device_keys import identity_of, sealed_by
 from rtc_appservice.store.audited_rooms import want_room
 from rtc_appservice.store.pool import Pool
 from tests.acceptance.sealed_room import BOT, Service, equals, running_service, sealed_synapse, sender, until
+from tests.core.build import project_room
 
 Homeserver = tuple[str, Path, int]
 

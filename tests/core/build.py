@@ -30,7 +30,7 @@ from rtc_appservice.core.observed import (
     RoomState,
     ToDeviceKey,
 )
-from rtc_appservice.core.session import RoomProjection, project_room
+from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.core.words import Device, DeviceId, EventId, FindingKind, RoomId, ServerName, UserId
 
@@ -45,6 +45,11 @@ KEY_TYPE = "io.element.call.encryption_keys"
 RECORDINGS = Path(__file__).parent.parent / "data" / "recordings"
 SCENARIOS = sorted(path.parent.name for path in RECORDINGS.glob("*/transactions.jsonl"))
 WITNESSED = sorted(f"witness/{path.parent.name}" for path in RECORDINGS.glob("witness/*/transactions.jsonl"))
+
+
+def project_room(history: RoomHistory, settings: Settings | None = None) -> list[CallSession]:
+    """Project all call sessions of a room, in order of start."""
+    return list(RoomProjection(settings).project(history).calls)
 
 
 def at(seconds: float) -> datetime:

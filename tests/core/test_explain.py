@@ -6,10 +6,9 @@ import msgspec
 import pytest
 
 from rtc_appservice.core.explain import CallExplanation, explain
-from rtc_appservice.core.session import project_room
 from rtc_appservice.core.words import CallId
 
-from .build import SCENARIOS, Scene, history_of
+from .build import SCENARIOS, Scene, history_of, project_room
 
 
 def explained(scenario: str) -> CallExplanation:

@@ -6,9 +6,8 @@ import pytest
 
 from rtc_appservice.core.model import Participant
 from rtc_appservice.core.observed import Membership
-from rtc_appservice.core.session import project_room
 
-from .build import SCENARIOS, Scene, history_of, membership, modern, sticky, truth_of, who
+from .build import SCENARIOS, Scene, history_of, membership, modern, project_room, sticky, truth_of, who
 
 #: js-sdk release -> its generation with the to-device option on.
 GENERATION = {"36": "R1", "37": "S3", "39": "D1", "41": "D1", "43": "D2"}

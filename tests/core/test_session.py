@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from rtc_appservice.core.model import CallSession, Finding, RoomHistory
 from rtc_appservice.core.observed import Observation
 from rtc_appservice.core.report import build_report
-from rtc_appservice.core.session import project_room
 
-from .build import NOON, SCENARIOS, WITNESSED, Scene, at, device_of, history_of, modern, sticky, who
+from .build import NOON, SCENARIOS, WITNESSED, Scene, at, device_of, history_of, modern, project_room, sticky, who
 
 HISTORIES = {scenario: history_of(scenario) for scenario in SCENARIOS + WITNESSED}
 

@@ -9,11 +9,11 @@ import pytest
 from rtc_appservice.core.envelope import place, placed_observation
 from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import Body, HeldEnvelope, Membership, Observation, Rejected, RoomKey
-from rtc_appservice.core.session import RoomProjection, project_room
+from rtc_appservice.core.session import RoomProjection
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.core.words import DeviceId, RoomId, ServerName, UserId
 
-from ..core.build import KEY_TYPE, SCENARIOS, SLOT, WITNESSED, history_of, membership
+from ..core.build import KEY_TYPE, SCENARIOS, SLOT, WITNESSED, history_of, membership, project_room
 from .plans import play
 
 SMOOTH, ROUGH = range(6), range(1000, 1010)

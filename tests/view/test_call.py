@@ -10,10 +10,10 @@ from rtc_appservice.core.explain import CallExplanation, explain
 from rtc_appservice.core.fields import from_ms
 from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import Observation
-from rtc_appservice.core.session import project_room
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.core.words import RoomId, ServerName
 from rtc_appservice.view.call import LETTERS, render_call_json, render_call_text
+from tests.core.build import project_room
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
 
