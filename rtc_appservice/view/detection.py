@@ -83,7 +83,10 @@ def render() -> str:
         f"| silent this long after a room key: it does not react | {generation.NO_REACTION.total_seconds():g} |\n",
         f"| window of a rotation storm | {anomalies.STORM_WINDOW.total_seconds():g} |\n",
         f"\nA call is `no_keys` only with at least {verdict.SILENT_OBLIGATIONS} silent obligations and none delivered. "
-        f"A delivery may come {obligations.EARLY.total_seconds():g} s before the join that made it due.\n",
+        f"A delivery may come {obligations.EARLY.total_seconds():g} s before the join that made it due.\n\n"
+        f"A room key counts as sent with its own join within {fallback.WITH_JOIN.total_seconds():g} s of it, no more:"
+        " recorded room-only clients send within 0.6 s, and one that began with to-device and switched is held back by"
+        " its throttle of 3 s.\n",
         "\n## Client generations\n\nEach mark leaves some generations possible; what all leave is the answer: one,"
         " the letter they share, or `unknown`.\n\n| mark | generations that can leave it |\n| --- | --- |\n",
         *(f"| `{mark}` | {', '.join(sorted(left))} |\n" for mark, left in generation.MARKS.items()),
