@@ -77,6 +77,23 @@ async def test_overview_says_readiness_first(filled: TestServer) -> None:
     assert "R1" in text
 
 
+async def test_gaps_are_told_in_words(filled: TestServer, pool: Pool) -> None:
+    """Also where nobody knows when they began, or they have not ended."""
+    await pool.execute(
+        """
+        INSERT INTO gap (homeserver_id, gap_id, reason, started_at, ended_at, room_key)
+        SELECT homeserver_id, 'a', 'room_joined_late', NULL, now(), min(room_key) FROM room GROUP BY homeserver_id
+        UNION ALL SELECT homeserver_id, 'b', 'backlog', now(), NULL, NULL FROM homeserver
+        """
+    )
+    _, text = await get(filled, "/")
+
+    shown = text[text.index('id="gaps"') :]
+    assert "room_joined_late: encrypted before the service&#39;s device came" in shown
+    assert "backlog: the homeserver was behind; events came late" in shown
+    assert 1 == shown.count("not known") == shown.count("not ended")
+
+
 async def test_calls_are_filtered_and_sorted(filled: TestServer) -> None:
     """A filter leaves the calls that fit, a sorted column says so; nonsense in the address is taken as nothing."""
     _, every = await get(filled, "/calls")
