@@ -11,27 +11,25 @@ queries to users who share a room (MSC4263) tells nothing of users the service's
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 import aiohttp
-from mautrix.api import HTTPAPI, Method, Path
+from mautrix.api import Method, Path
 from mautrix.errors import MatrixError
 from mautrix.types import UserID
-from mautrix.util.logging import TraceLogger
 
 from rtc_appservice.core.platform import platform_of
 from rtc_appservice.core.words import Device, DeviceId, UserId
 from rtc_appservice.errors import StoreUnavailable
+from rtc_appservice.intake.background import wait_after, work_until
+from rtc_appservice.intake.client_api import client_api
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.transaction import now_utc
 from rtc_appservice.store.device_facts import DeviceFact, due_devices, write_facts
 from rtc_appservice.store.pool import WORK_SECONDS, Pool, lend
 
 _log = logging.getLogger("rtc_appservice.intake")
-#: mautrix logs requests with their bodies: nothing below critical may come out.
-_QUIET = TraceLogger("rtc_appservice.intake.device_facts", logging.CRITICAL)
 
 #: A device is asked for again after this long.
 FRESH = timedelta(days=1)
@@ -54,14 +52,7 @@ _FAILURES = (StoreUnavailable, MatrixError, aiohttp.ClientError, OSError)
 
 def asking(address: str, as_token: str, session: aiohttp.ClientSession, user_id: str) -> Ask:
     """Give a function that asks the homeserver, as `user_id`, about devices and nothing else of their users."""
-    api = HTTPAPI(
-        base_url=address,
-        token=as_token,
-        client_session=session,
-        default_retry_count=0,
-        log=_QUIET,
-        as_user_id=UserID(user_id),
-    )
+    api = client_api(address, as_token, session, as_user_id=UserID(user_id))
 
     async def ask(devices: Sequence[Device]) -> Mapping[str, Any]:
         wanted: dict[UserId, list[DeviceId]] = {}
@@ -125,15 +116,7 @@ async def run_device_facts(
     pool: Pool, homeserver_id: int, ask: Ask, stop: asyncio.Event, *, clock: Callable[[], datetime] = now_utc
 ) -> None:
     """Refresh until `stop` is set, less and less often while it fails; a request under way is given up then."""
-    looking = asyncio.ensure_future(_keep_looking(pool, homeserver_id, ask, clock))
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((looking, stopping), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        looking.cancel()
-        stopping.cancel()
-        with suppress(asyncio.CancelledError):
-            await looking
+    await work_until(stop, _keep_looking(pool, homeserver_id, ask, clock))
 
 
 async def _keep_looking(pool: Pool, homeserver_id: int, ask: Ask, clock: Callable[[], datetime]) -> None:
@@ -145,12 +128,7 @@ async def _keep_looking(pool: Pool, homeserver_id: int, ask: Ask, clock: Callabl
             failures = 0
             seconds = PAUSE_SECONDS if asked == AT_ONCE else LOOK_SECONDS
         except _FAILURES as error:
-            seconds = wait_after(failures)
+            seconds = wait_after(failures, first=LOOK_SECONDS, longest=MAX_WAIT_SECONDS)
             failures += 1
             _log.warning("devices could not be asked for", extra={**describe(error), "retry_seconds": seconds})
         await asyncio.sleep(seconds)
-
-
-def wait_after(failures: int) -> float:
-    """Give the seconds to wait after a failure that follows so many others."""
-    return min(LOOK_SECONDS * 2.0 ** min(failures, 16), MAX_WAIT_SECONDS)

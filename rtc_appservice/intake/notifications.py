@@ -14,16 +14,17 @@ from contextlib import suppress
 from datetime import datetime
 
 import aiohttp
-from mautrix.api import HTTPAPI, Method, Path
-from mautrix.errors import MatrixError, MatrixRequestError, MNotFound
+from mautrix.api import Method, Path
+from mautrix.errors import MatrixError, MNotFound
 from mautrix.types import UserID
-from mautrix.util.logging import TraceLogger
 
 from rtc_appservice.core import notices
 from rtc_appservice.core.notices import Notice
 from rtc_appservice.core.platform import with_platforms
 from rtc_appservice.core.readiness import assess
 from rtc_appservice.errors import RtcAppserviceError, StoreUnavailable
+from rtc_appservice.intake.background import wait_after, work_until
+from rtc_appservice.intake.client_api import client_api, register
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.transaction import now_utc
 from rtc_appservice.store.device_facts import load_platforms
@@ -32,8 +33,6 @@ from rtc_appservice.store.pool import WORK_SECONDS, Pool, lend
 from rtc_appservice.store.sessions import load_calls
 
 _log = logging.getLogger("rtc_appservice.intake")
-#: mautrix logs requests with their bodies: nothing below critical may come out.
-_QUIET = TraceLogger("rtc_appservice.intake.notifications", logging.CRITICAL)
 
 LOOK_SECONDS = 5.0
 #: The longest wait after failures, each of which doubles it: soon enough for who has just invited the service's user.
@@ -51,31 +50,12 @@ class RoomEncrypted(RtcAppserviceError):
 
 def posting(address: str, as_token: str, session: aiohttp.ClientSession, user_id: str, room: str) -> Post:
     """Give a function that enters a room (id or alias) as `user_id` and posts there, unless the room is encrypted."""
-
-    def api(act_as: UserID | None) -> HTTPAPI:
-        return HTTPAPI(
-            base_url=address,
-            token=as_token,
-            client_session=session,
-            default_retry_count=0,
-            log=_QUIET,
-            as_user_id=act_as,
-        )
-
-    plain_api, user_api = api(None), api(UserID(user_id))
-
-    async def register() -> None:
-        localpart = user_id.partition(":")[0].removeprefix("@")
-        content = {"type": "m.login.application_service", "username": localpart, "inhibit_login": True}
-        try:
-            await plain_api.request(Method.POST, Path.v3.register, content)
-        except MatrixRequestError as error:
-            if getattr(error, "errcode", None) != "M_USER_IN_USE":
-                raise
+    plain_api = client_api(address, as_token, session)
+    user_api = client_api(address, as_token, session, as_user_id=UserID(user_id))
 
     async def post(notice: Notice) -> None:
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            await register()
+            await register(plain_api, UserID(user_id))
             entered = await user_api.request(Method.POST, Path.v3.join[room], {})
             room_id = entered.get("room_id") if isinstance(entered, dict) else None
             if not isinstance(room_id, str):
@@ -133,15 +113,7 @@ async def run_notifications(
     clock: Callable[[], datetime] = now_utc,
 ) -> None:
     """Post until `stop` is set, less and less often while it fails; a request under way is given up then."""
-    looking = asyncio.ensure_future(_keep_looking(pool, homeserver_id, post, weekly_target, clock))
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((looking, stopping), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        looking.cancel()
-        stopping.cancel()
-        with suppress(asyncio.CancelledError):
-            await looking
+    await work_until(stop, _keep_looking(pool, homeserver_id, post, weekly_target, clock))
 
 
 async def _keep_looking(
@@ -157,15 +129,10 @@ async def _keep_looking(
             _log.warning("notifications.room_id is an encrypted room: nothing is posted; give an unencrypted one")
             return
         except _FAILURES as error:
-            seconds = wait_after(failures)
+            seconds = wait_after(failures, first=LOOK_SECONDS, longest=MAX_WAIT_SECONDS)
             failures += 1
             hint = "is notifications.room_id a room, and is the registration's sender invited there?"
             _log.warning(
                 "notices could not be posted", extra={**describe(error), "retry_seconds": seconds, "hint": hint}
             )
         await asyncio.sleep(seconds)
-
-
-def wait_after(failures: int) -> float:
-    """Give the seconds to wait after a failure that follows so many others."""
-    return min(LOOK_SECONDS * 2.0 ** min(failures, 16), MAX_WAIT_SECONDS)

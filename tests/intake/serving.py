@@ -1,14 +1,18 @@
 """Parts of the intake tests: a clock, a client with the homeserver's token, events as Synapse sends them."""
 
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
 import orjson
+from aiohttp import web
 
 from rtc_appservice.core.wire import Intake
-from rtc_appservice.core.words import ServerName
-from rtc_appservice.intake.server import IntakeServer
+from rtc_appservice.core.words import ServerName, UserId
+from rtc_appservice.intake.server import Credentials, IntakeServer
+from rtc_appservice.intake.transaction import Read
 
 HOMESERVER = ServerName("lab.test")
 TOKEN = "hs-token-of-the-test"
@@ -120,3 +124,30 @@ class Events:
 def transaction(*events: Any, to_device: Any = ()) -> dict[str, Any]:
     """Give a transaction body."""
     return {"events": list(events), "ephemeral": [], "de.sorunome.msc2409.to_device": list(to_device)}
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """Stand in for a homeserver: whatever it is asked, `answer` says; gives its address."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+def taking_nothing(address: str, own_users: Sequence[UserId]) -> IntakeServer:
+    """Give the service's side of a homeserver: what is sent to it is dropped, what it asks goes the service's way."""
+
+    async def take(_read: Read) -> Intake:
+        return Intake()
+
+    return IntakeServer(
+        Credentials(appservice_id="rtc", as_token="as", hs_token="hs", sender_localpart="rtc-auditor"),
+        address=address,
+        homeserver=HOMESERVER,
+        take=take,
+        own_users=own_users,
+    )

@@ -11,7 +11,7 @@ from olm.account import Account
 from rtc_appservice.core.words import Device, DeviceId, Platform, UserId
 from rtc_appservice.intake import device_facts
 from rtc_appservice.intake.cross_signing import is_cross_signed
-from rtc_appservice.intake.device_facts import facts_of, run_device_facts, signature_check, wait_after
+from rtc_appservice.intake.device_facts import facts_of, run_device_facts, signature_check
 from rtc_appservice.store.pool import Pool
 
 from .serving import HOMESERVER, START
@@ -121,8 +121,3 @@ async def test_stops_while_the_homeserver_is_silent(pool: Pool, homeserver_id: i
         await running
 
     assert 0 == await pool.fetchval("SELECT count(*) FROM device_fact")
-
-
-def test_waits_longer_after_each_failure() -> None:
-    """Half a minute, one, two, and never more than an hour."""
-    assert [30, 60, 120, 3600, 3600] == [wait_after(failures) for failures in (0, 1, 2, 10, 100_000)]

@@ -96,9 +96,3 @@ async def test_a_refused_post_is_tried_again(pool: Pool, monkeypatch: pytest.Mon
         await posting
 
     assert (0, 2) == (room.refuses, len(room.notices))
-
-
-def test_waits_grow_to_a_limit() -> None:
-    """A homeserver that is down for long is asked every five minutes."""
-    assert [5.0, 10.0, 20.0] == [notifications.wait_after(failures) for failures in range(3)]
-    assert 300.0 == notifications.wait_after(1000)

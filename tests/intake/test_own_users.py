@@ -8,11 +8,11 @@ from aiohttp import web
 from mautrix.api import Method, Path
 from mautrix.types import UserID
 
-from rtc_appservice.core.wire import Intake
-from rtc_appservice.core.words import ServerName, UserId
+from rtc_appservice.core.words import UserId
 from rtc_appservice.intake.own_users import NotOurUser
 from rtc_appservice.intake.server import Credentials, IntakeServer
-from rtc_appservice.intake.transaction import Read
+
+from .serving import answering, taking_nothing
 
 
 class Homeserver:
@@ -32,30 +32,14 @@ class Homeserver:
 async def homeserver() -> AsyncIterator[Homeserver]:
     """Give a listening HTTP server that notes requests: nothing that must not be sent may reach it."""
     stand_in = Homeserver()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", stand_in.answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    stand_in.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield stand_in
-    await runner.cleanup()
+    async with answering(stand_in.answer) as stand_in.address:
+        yield stand_in
 
 
 @pytest.fixture
 async def service(homeserver: Homeserver) -> AsyncIterator[IntakeServer]:
     """Give a started application service with one user of its own beside the sender."""
-
-    async def take(read: Read) -> Intake:
-        return Intake()
-
-    service = IntakeServer(
-        Credentials(appservice_id="rtc", as_token="as", hs_token="hs", sender_localpart="rtc-auditor"),
-        address=homeserver.address,
-        homeserver=ServerName("lab.test"),
-        take=take,
-        own_users=[UserId("@rtc-auditor-witness:lab.test")],
-    )
+    service = taking_nothing(homeserver.address, [UserId("@rtc-auditor-witness:lab.test")])
     await service.start("127.0.0.1", 0)
     yield service
     await service.stop()
