@@ -15,13 +15,13 @@ from mautrix.api import Method
 from mautrix.api import Path as ApiPath
 from mautrix.client import Client
 from mautrix.crypto import OlmMachine
-from mautrix.crypto.store import MemoryCryptoStore, StateStore
-from mautrix.types import DeviceID, RoomID, UserID
+from mautrix.crypto.store import MemoryCryptoStore
+from mautrix.types import DeviceID, UserID
 
 from rtc_appservice import registration
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.core.words import Device, DeviceId, ServerName, UserId
-from rtc_appservice.demo.olm_device import QUIET
+from rtc_appservice.demo.olm_device import QUIET, NoEncryptedRooms
 from rtc_appservice.demo.process import running
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port, running_synapse
 from rtc_appservice.intake.cross_signing import is_cross_signed
@@ -34,17 +34,6 @@ PATIENCE_SECONDS = 20.0
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
-class _NoRooms(StateStore):
-    async def is_encrypted(self, room_id: RoomID) -> bool:
-        return False
-
-    async def get_encryption_info(self, room_id: RoomID) -> None:
-        return None
-
-    async def find_shared_rooms(self, user_id: UserID) -> list[RoomID]:
-        return []
-
-
 @asynccontextmanager
 async def logged_in(address: str, localpart: str, name: str | None) -> AsyncIterator[OlmMachine]:
     """Register a user whose client names its device so, and publish the device's keys."""
@@ -55,7 +44,7 @@ async def logged_in(address: str, localpart: str, name: str | None) -> AsyncIter
         answer = await client.api.request(Method.POST, ApiPath.v3.register, content)
         client.mxid, client.device_id = UserID(answer["user_id"]), DeviceID(answer["device_id"])
         client.api.token = answer["access_token"]
-        machine = OlmMachine(client, MemoryCryptoStore(client.mxid, "memory"), _NoRooms(), log=QUIET)
+        machine = OlmMachine(client, MemoryCryptoStore(client.mxid, "memory"), NoEncryptedRooms(), log=QUIET)
         await machine.load()
         await machine.share_keys(0)
         yield machine

@@ -3,36 +3,19 @@
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-import asyncpg
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
-
 from rtc_appservice.store import migrate, outbox
 from rtc_appservice.store.outbox import OutboxRow, Pending
 from rtc_appservice.store.pool import open_pool
+
+from .old import upgrade_to
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ROW = OutboxRow(uuid=UUID(int=1), event="E", distinct_id="d", timestamp=NOON - timedelta(hours=2), properties={})
 
 
-def _to_0001(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(migrate.migrations_folder()))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "0001")
-
-
 async def test_rows_that_wait(empty_database: str) -> None:
     """A row of before counts by its event's time, a newer one by when it was queued; both are leased unchanged."""
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(empty_database))
-    async with engine.connect() as connection:
-        await connection.run_sync(_to_0001)
-        await connection.commit()
-    await engine.dispose()
-    old = await asyncpg.connect(empty_database)
+    old = await upgrade_to("0001", empty_database)
     await old.execute(
         "INSERT INTO outbox VALUES ($1, 'E', 'd', $2, '{}', 'pending', 0, $3)", ROW.uuid, ROW.timestamp, NOON
     )

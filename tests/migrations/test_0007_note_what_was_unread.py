@@ -2,17 +2,13 @@
 
 from datetime import UTC, datetime
 
-import asyncpg
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
-
 from rtc_appservice.core.undecryptable import UndecryptableReason, WithheldCode
 from rtc_appservice.store import crypto, migrate
 from rtc_appservice.store.overview import load_tally
 from rtc_appservice.store.pool import open_pool
 from rtc_appservice.store.undecryptable import load_undecryptable
+
+from .old import upgrade_to
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BEFORE = """
@@ -28,22 +24,9 @@ INSERT INTO call_session (room_key, homeserver_id, started_at, call_id, slot_id,
 """
 
 
-def _to_0006(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(migrate.migrations_folder()))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "0006")
-
-
 async def test_what_was_there(empty_database: str) -> None:
     """Unread events wait on, their code is that of the session; a call is counted with its coverage and fallbacks."""
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(empty_database))
-    async with engine.connect() as connection:
-        await connection.run_sync(_to_0006)
-        await connection.commit()
-    await engine.dispose()
-    old = await asyncpg.connect(empty_database)
+    old = await upgrade_to("0006", empty_database)
     await old.execute(BEFORE)
     await old.close()
 

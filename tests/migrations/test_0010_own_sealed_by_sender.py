@@ -2,15 +2,11 @@
 
 from datetime import UTC, datetime
 
-import asyncpg
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
-
 from rtc_appservice.core.words import RoomId, UserId
 from rtc_appservice.store import crypto, migrate
 from rtc_appservice.store.pool import open_pool
+
+from .old import upgrade_to
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BEFORE = """
@@ -29,22 +25,9 @@ INSERT INTO crypto.withheld_session (homeserver_id, room_id, session_id, code, n
 """
 
 
-def _to_0009(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(migrate.migrations_folder()))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "0009")
-
-
 async def test_what_was_there(empty_database: str) -> None:
     """Places belong to who handed the session over, unread events wait on, and their code is told."""
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(empty_database))
-    async with engine.connect() as connection:
-        await connection.run_sync(_to_0009)
-        await connection.commit()
-    await engine.dispose()
-    old = await asyncpg.connect(empty_database)
+    old = await upgrade_to("0009", empty_database)
     await old.execute(BEFORE)
     await old.close()
 
