@@ -90,7 +90,6 @@ class NoEncryptedRooms(StateStore):
 
     async def get_encryption_info(self, room_id: RoomID) -> None:
         """Give nothing."""
-        return None
 
     async def find_shared_rooms(self, user_id: UserID) -> list[RoomID]:
         """Give none."""
