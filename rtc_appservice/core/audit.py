@@ -22,6 +22,9 @@ from rtc_appservice.core.stints import build_spans, build_stints, in_order
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.core.words import Device, RoomId, ServerName, UserId
 
+#: As of when nothing at all was seen.
+_LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
 
 class RecordedTransaction(Struct, frozen=True):
     """A transaction as it was received: the body as parsed JSON."""
@@ -52,7 +55,52 @@ def audit(
     settings = settings or Settings()
     recorded = sorted(transactions, key=lambda transaction: transaction.received_at)
     name = ServerName(homeserver or next(iter(servers_of(recorded)), "unknown"))
-    reader = TransactionReader(name, secret)
+    seen = _read(recorded, TransactionReader(name, secret))
+    for observation in _placed(seen.held, seen.observations, seen.watermark_at):
+        seen.observations[observation.room_id].append(observation)
+    histories = [
+        RoomHistory(
+            homeserver=name,
+            room_id=room_id,
+            observations=tuple(found),
+            watermark_at=seen.watermark_at,
+            envelopes=len(seen.served) > 1 if scope == "auto" else scope == "users",
+            gaps=tuple(gaps),
+            witnesses=frozenset(() if witness is None else (witness,)),
+        )
+        for room_id, found in seen.observations.items()
+        if room_id in seen.watched
+    ]
+    projected = [(history, RoomProjection(settings).project(history)) for history in histories]
+    in_history = sum(
+        entry.redacted_at is None for history in histories for entry in history_ledger(history.observations)
+    )
+    return build_report(
+        [session.report for _, room in projected for session in room.calls],
+        gaps=gaps,
+        room_keys_in_history=in_history,
+        now=seen.watermark_at,
+        findings=[
+            room_finding(found, history.homeserver, history.room_id)
+            for history, room in projected
+            for found in room.findings
+        ],
+        target=settings.readiness_target,
+    )
+
+
+class _Seen(Struct, frozen=True, kw_only=True):
+    """What recorded transactions brought."""
+
+    observations: dict[RoomId, list[Observation]]
+    held: list[HeldEnvelope]
+    watched: set[RoomId]  #: rooms with calls
+    served: set[UserId]  #: whose to-device messages or key counts were shown
+    watermark_at: datetime
+
+
+def _read(recorded: Sequence[RecordedTransaction], reader: TransactionReader) -> _Seen:
+    """Read transactions in order of arrival."""
     observations: dict[RoomId, list[Observation]] = defaultdict(list)
     held: list[HeldEnvelope] = []
     watched: set[RoomId] = set()
@@ -74,38 +122,8 @@ def audit(
         if intake.newest_at is not None:
             watermark_at = max(intake.newest_at, watermark_at or intake.newest_at)
     if watermark_at is None:
-        watermark_at = recorded[-1].received_at if recorded else datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-    for observation in _placed(held, observations, watermark_at):
-        observations[observation.room_id].append(observation)
-    histories = [
-        RoomHistory(
-            homeserver=name,
-            room_id=room_id,
-            observations=tuple(found),
-            watermark_at=watermark_at,
-            envelopes=len(served) > 1 if scope == "auto" else scope == "users",
-            gaps=tuple(gaps),
-            witnesses=frozenset(() if witness is None else (witness,)),
-        )
-        for room_id, found in observations.items()
-        if room_id in watched
-    ]
-    projected = [(history, RoomProjection(settings).project(history)) for history in histories]
-    in_history = sum(
-        entry.redacted_at is None for history in histories for entry in history_ledger(history.observations)
-    )
-    return build_report(
-        [session.report for _, room in projected for session in room.calls],
-        gaps=gaps,
-        room_keys_in_history=in_history,
-        now=watermark_at,
-        findings=[
-            room_finding(found, history.homeserver, history.room_id)
-            for history, room in projected
-            for found in room.findings
-        ],
-        target=settings.readiness_target,
-    )
+        watermark_at = recorded[-1].received_at if recorded else _LONG_AGO
+    return _Seen(observations=observations, held=held, watched=watched, served=served, watermark_at=watermark_at)
 
 
 def _placed(

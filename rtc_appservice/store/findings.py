@@ -25,6 +25,12 @@ class _Known(Struct, frozen=True):
     revision: Finding | None
 
 
+class _Changes(Struct, frozen=True, kw_only=True):
+    outdated: Sequence[UUID]  #: to be removed: they are found no more, or otherwise
+    fresh: Sequence[UUID]  #: to be written
+    revised: Sequence[tuple[UUID, Finding | None]]  #: settled, and what is known of them by now; None: as it was
+
+
 async def write_findings(
     conn: Connection,
     homeserver_id: int,
@@ -56,37 +62,53 @@ async def write_findings(
             if now.setdefault(UUID(finding.finding_id), finding) is finding:
                 calls[UUID(finding.finding_id)] = call_id
     call_ids = [call_id for call_id in (*found, *gone) if call_id is not None]
-    known = await _load(conn, room_key, reach, list(now), call_ids, days_since)
-    fresh: list[UUID] = []
-    outdated: list[UUID] = []
-    revised: list[tuple[UUID, str | None]] = []
+    changes = _changes(await _load(conn, room_key, reach, list(now), call_ids, days_since), now)
+    await _remove(conn, room_key, reach, changes.outdated)
+    await _insert(conn, homeserver_id, room_key, [(calls[finding_id], now[finding_id]) for finding_id in changes.fresh])
+    for finding_id, revision in changes.revised:
+        await _revise(conn, room_key, reach, finding_id, revision)
     settled: dict[CallId | None, list[Finding]] = {}
-    for finding_id, before in known.items():
-        if not before.settled and finding_id not in now:
-            outdated.append(finding_id)
+    for finding_id in changes.fresh:
+        if now[finding_id].settled:
+            settled.setdefault(calls[finding_id], []).append(now[finding_id])
+    return settled
+
+
+def _changes(known: Mapping[UUID, _Known], now: Mapping[UUID, Finding]) -> _Changes:
+    """Compare findings as stored with those projected now: an open one follows, a settled one stays."""
+    outdated = [finding_id for finding_id, before in known.items() if not before.settled and finding_id not in now]
+    fresh: list[UUID] = []
+    revised: list[tuple[UUID, Finding | None]] = []
     for finding_id, finding in now.items():
-        previous = known.get(finding_id)
-        if previous is not None and previous.settled:
-            seen = _as_stored(finding)
-            revision = None if seen == previous.body else seen
-            if revision != previous.revision:
-                revised.append((finding_id, None if revision is None else _encoder.encode(revision).decode()))
+        before = known.get(finding_id)
+        if before is None:
+            fresh.append(finding_id)
             continue
-        if previous is not None:
-            if _as_stored(finding) == previous.body:
-                continue
+        seen = _as_stored(finding)
+        if before.settled:
+            revision = None if seen == before.body else seen
+            if revision != before.revision:
+                revised.append((finding_id, revision))
+        elif seen != before.body:
             outdated.append(finding_id)
-        fresh.append(finding_id)
-        if finding.settled:
-            settled.setdefault(calls[finding_id], []).append(finding)
-    if outdated:
+            fresh.append(finding_id)
+    return _Changes(outdated=outdated, fresh=fresh, revised=revised)
+
+
+async def _remove(conn: Connection, room_key: int, since: datetime, finding_ids: Sequence[UUID]) -> None:
+    if finding_ids:
         await conn.execute(
             "DELETE FROM finding WHERE room_key = $1 AND at >= $2 AND finding_id = ANY($3::uuid[]) AND state = 'open'",
             room_key,
-            reach,
-            outdated,
+            since,
+            finding_ids,
         )
-    if fresh:
+
+
+async def _insert(
+    conn: Connection, homeserver_id: int, room_key: int, rows: Sequence[tuple[CallId | None, Finding]]
+) -> None:
+    if rows:
         await conn.execute(
             """
             INSERT INTO finding (room_key, homeserver_id, at, finding_id, call_id, kind, state, body)
@@ -94,22 +116,23 @@ async def write_findings(
             """,
             room_key,
             homeserver_id,
-            [now[finding_id].at for finding_id in fresh],
-            fresh,
-            [calls[finding_id] for finding_id in fresh],
-            [str(now[finding_id].kind) for finding_id in fresh],
-            ["settled" if now[finding_id].settled else "open" for finding_id in fresh],
-            [_encoder.encode(now[finding_id]).decode() for finding_id in fresh],
+            [finding.at for _, finding in rows],
+            [UUID(finding.finding_id) for _, finding in rows],
+            [call_id for call_id, _ in rows],
+            [str(finding.kind) for _, finding in rows],
+            ["settled" if finding.settled else "open" for _, finding in rows],
+            [_encoder.encode(finding).decode() for _, finding in rows],
         )
-    for finding_id, text in revised:
-        await conn.execute(
-            "UPDATE finding SET revision = $4::jsonb WHERE room_key = $1 AND at >= $2 AND finding_id = $3",
-            room_key,
-            reach,
-            finding_id,
-            text,
-        )
-    return settled
+
+
+async def _revise(conn: Connection, room_key: int, since: datetime, finding_id: UUID, revision: Finding | None) -> None:
+    await conn.execute(
+        "UPDATE finding SET revision = $4::jsonb WHERE room_key = $1 AND at >= $2 AND finding_id = $3",
+        room_key,
+        since,
+        finding_id,
+        None if revision is None else _encoder.encode(revision).decode(),
+    )
 
 
 async def oldest_open_of_room(conn: Connection, room_key: int, since: datetime) -> datetime | None:
