@@ -33,7 +33,7 @@ from rtc_appservice.projector import run_projector
 from rtc_appservice.store import pool as pool_module
 from rtc_appservice.store.embedded import EmbeddedPostgres
 from rtc_appservice.store.migrate import upgrade
-from rtc_appservice.store.pool import open_pool
+from rtc_appservice.store.pool import Pool, lend, open_pool
 
 from ..test_projector import Service as Stages
 from ..test_projector import read
@@ -238,3 +238,21 @@ async def test_for_longer_than_anybody_waits(
         finally:
             stop.set()
             await running
+
+
+async def test_given_up_meanwhile(server: Server) -> None:
+    """A task that is cancelled in a statement does not wait for the database to confirm it, either."""
+
+    async def ask(pool: Pool) -> None:
+        async with lend(pool, 3.0) as conn:
+            await conn.execute("SELECT pg_sleep(1000)")
+
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    async with asyncio.timeout(PATIENCE_SECONDS), await open_pool(server.dsn, 2) as pool:
+        asking = asyncio.create_task(ask(pool))
+        while not await pool.fetchval(sleeping):
+            await asyncio.sleep(0.01)
+        with server.frozen():
+            asking.cancel()
+            await asyncio.wait([asking], timeout=20)
+            assert asking.cancelled()
