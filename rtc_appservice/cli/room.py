@@ -119,13 +119,14 @@ def renew_device(config_path: Path) -> None:
     """
     Forget the keys of the service's own device: with its next start the service makes another one.
 
-    For a deployment secret that was changed or has become known. Stop the service first. The rooms stay; what was
-    sealed for the old device alone is not read any more. Who administers the homeserver can delete the old device.
+    For a deployment secret that was changed or has become known. Stop the service first; one that runs ends by itself
+    within a minute. The rooms stay; what was sealed for the old device alone is not read any more. Who administers the
+    homeserver can delete the old device.
     """
     from rtc_appservice.store.crypto import forget_device
 
     _with_store(load_config(config_path), forget_device)
-    click.echo("the service makes a new device when it starts; one that runs has to be restarted for that")
+    click.echo("the service makes a new device when it starts; one that runs ends within a minute: start it again then")
 
 
 def _want(room_id: str, config_path: Path, *, wanted: bool) -> None:

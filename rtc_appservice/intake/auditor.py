@@ -7,20 +7,16 @@ Transactions lose to-device messages, `/sync` does not: what comes by both is ta
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any
 
 import aiohttp
 from mautrix.errors import MatrixRequestError
 from msgspec import Struct
 from msgspec.structs import replace
 
-from rtc_appservice.core.membership import STATE_TYPES
 from rtc_appservice.core.observed import Gap, ToDeviceKey
-from rtc_appservice.core.room_facts import state_read
 from rtc_appservice.core.stints import DeviceStint, build_stints, in_order
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.core.words import Device, DeviceId, EventId, GapReason, RoomId, ServerName, UserId
@@ -31,9 +27,9 @@ from rtc_appservice.intake.device_setup import DeviceSetup
 from rtc_appservice.intake.faults import describe
 from rtc_appservice.intake.identities import Identities
 from rtc_appservice.intake.json_text import is_text
-from rtc_appservice.intake.late_rooms import note_joined_late
 from rtc_appservice.intake.own_device import OwnDevice
-from rtc_appservice.intake.sealed import WITNESS_TYPE, Invitations, SealedIntake
+from rtc_appservice.intake.room_keeper import RoomKeeper
+from rtc_appservice.intake.sealed import Invitations, SealedIntake
 from rtc_appservice.intake.transaction import TransactionIntake, now_utc
 from rtc_appservice.intake.witness import Witness
 from rtc_appservice.store import audited_rooms, crypto
@@ -55,8 +51,6 @@ BEHIND = timedelta(seconds=10)
 _AT_ONCE = 100
 #: Memberships are believed for four hours, and refreshed before that; some clients take their time.
 MEMBERS_SINCE = timedelta(days=1)
-#: State that is of use however old it is; memberships of longer ago than a week are over.
-_SNAPSHOT = STATE_TYPES | {"m.room.encryption", "m.room.history_visibility", WITNESS_TYPE}
 
 
 class AuditorTerms(Struct, frozen=True, kw_only=True):
@@ -107,10 +101,10 @@ def auditor_terms(
     )
 
 
-#: What to do about a room that the device is refused.
-_ROOM_HINT = (
-    "is the room there, and is the device's user invited? `rtc-appservice room list` shows which rooms wait;"
-    " `rtc-appservice room remove` has it give one up"
+#: What to do when the homeserver does not take the device.
+_SETUP_HINT = (
+    "`rtc-appservice doctor` tells what the homeserver refuses. A deployment secret that was replaced once cannot be"
+    " used again: take a fresh one, run `rtc-appservice new-device`, start the service"
 )
 
 
@@ -134,7 +128,6 @@ class Auditor:
         self._terms = terms
         self._clock = clock
         self._synced_at: datetime | None = None
-        self._not_before: dict[RoomId, float] = {}
 
     async def open(self, session: aiohttp.ClientSession) -> None:
         """Load the device, or make its keys, and have it read transactions from now on."""
@@ -173,39 +166,46 @@ class Auditor:
             notice=terms.witness_notice,
             clock=self._clock,
         )
+        self._rooms = RoomKeeper(
+            self._pool,
+            self._homeserver,
+            self._intake,
+            self._sealed,
+            self._api,
+            self._witness,
+            notice=terms.notice,
+            clock=self._clock,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Live until `stop`; what the homeserver or the database refuse is tried again."""
-        if not await self._persist(stop, "the device could not be set up", self._make):
+        if not await self._persist(stop, "the device could not be set up", self._make, hint=_SETUP_HINT):
             return
         _log.info("the device of the service is set up")
-        await asyncio.gather(
+        parts = (
             self._until(stop, "the device could not sync", self._sync_or_note),
-            self._until(stop, "rooms could not be tended", self._tend_rooms),
+            self._until(stop, "rooms could not be tended", self._rooms.tend),
             self._until(stop, "events could not be read again", self._read_again),
             self._witness.run(stop),
         )
-
-    def look_at_rooms(self) -> None:
-        """Follow at once what the database says of rooms."""
-        self._sealed.rooms_changed.set()
+        living = [asyncio.ensure_future(part) for part in parts]
+        try:
+            await asyncio.gather(*living)
+        finally:
+            # One that failed ends the others.
+            stop.set()
+            await asyncio.gather(*living, return_exceptions=True)
 
     async def _make(self) -> None:
         await self._setup.set_up(self._clock())
-        for name in self._terms.rooms:
-            try:
-                await self._enter(await self._api.join(name))
-            except RequestFailed as error:
-                fault = "a room of the configuration could not be joined"
-                _log.warning(fault, extra={**describe(error), "hint": _ROOM_HINT})
+        await self._rooms.enter_configured(self._terms.rooms)
 
     # --- /sync ---------------------------------------------------------------------------------
 
     async def _sync(self) -> None:
         async with self._database() as conn:
-            row = await crypto.load_device(conn, self._homeserver_id)
-        token = None if row is None else row.sync_token
-        answer = await self._api.sync(token)
+            row = await crypto.require_device(conn, self._homeserver_id, self.own.device)
+        answer = await self._api.sync(row.sync_token)
         received_at = self._clock()
         since = self._synced_at
         to_device = answer.get("to_device")
@@ -239,8 +239,10 @@ class Auditor:
         self._sealed.is_behind = len(events) >= SYNC_MESSAGES
         counts = answer.get("device_one_time_keys_count")
         count = counts.get("signed_curve25519", 0) if isinstance(counts, dict) else None
+        unused = answer.get("device_unused_fallback_key_types")
+        is_used = isinstance(unused, list) and "signed_curve25519" not in unused
         if isinstance(count, int):
-            await self._setup.refill(count, now=received_at)
+            await self._setup.refill(count, is_fallback_used=is_used, now=received_at)
 
     async def _sync_or_note(self) -> None:
         try:
@@ -264,68 +266,6 @@ class Auditor:
         )
         async with self._database() as conn:
             await record_gaps(conn, self._homeserver_id, [gap])
-
-    # --- rooms ---------------------------------------------------------------------------------
-
-    async def _tend_rooms(self) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._sealed.rooms_changed.wait(), LOOK_SECONDS)
-        self._sealed.rooms_changed.clear()
-        async with self._database() as conn:
-            rooms = await audited_rooms.audited_rooms(conn, self._homeserver_id)
-        for room in rooms:
-            if self._not_before.get(room.room_id, 0.0) > time.monotonic():
-                continue
-            try:
-                await self._tend(room)
-            except RequestFailed as error:
-                self._not_before[room.room_id] = time.monotonic() + REFUSED_SECONDS
-                fault = "a room could not be joined, told or left"
-                _log.warning(fault, extra={**describe(error), "hint": _ROOM_HINT})
-                _log.debug(fault, extra={"room_id": room.room_id})
-
-    async def _tend(self, room: audited_rooms.AuditedRoom) -> None:
-        if not room.wanted:
-            await self._witness.withdraw(room.room_id)
-            try:
-                await self._api.leave(room.room_id)
-            except RequestFailed as error:
-                if room.joined_at is not None or not is_gone(error):
-                    raise  # one that it never entered need not be left
-            async with self._database() as conn:
-                await audited_rooms.drop_room(conn, self._homeserver_id, room.room_id)
-            self.own.rooms.discard(room.room_id)
-            return
-        if room.room_id not in self.own.rooms or room.joined_at is None or room.state_read_at is None:
-            await self._api.join(room.room_id)
-            await self._enter(room.room_id)
-        if room.announced_at is None and self._terms.notice:
-            await self._api.say(room.room_id, self._terms.notice)
-            async with self._database() as conn:
-                await audited_rooms.mark_announced(conn, self._homeserver_id, room.room_id, self._clock())
-        if room.witness or self._witness.takes_part(room.room_id):
-            self._sealed.note_call(room.room_id)
-
-    async def _enter(self, room_id: RoomId) -> None:
-        """Note that the device is in a room, and read the state it finds there; until then it is tried again."""
-
-        async def write(conn: Connection, _reading: Reading, intake: Intake) -> None:
-            read_at = self._clock()
-            intake.observations.append(state_read(self._homeserver, room_id, self.own.device[0], read_at))
-            await audited_rooms.mark_state_read(conn, self._homeserver_id, room_id, read_at)
-            where = self._homeserver, self._homeserver_id, room_id
-            await note_joined_late(conn, *where, found, joined_at, read_at)
-
-        async with self._database() as conn:
-            await audited_rooms.want_room(conn, self._homeserver_id, room_id, wanted=True)
-            joined_at = await audited_rooms.mark_joined(conn, self._homeserver_id, room_id, self._clock())
-        self.own.rooms.add(room_id)
-        self._sealed.rooms_changed.set()
-        now = self._clock()
-        found = await self._api.state(room_id)
-        state = [_as_of(event, room_id, now) for event in found]
-        events = [event for event in state if event.get("type") in _SNAPSHOT]
-        await self._intake.take_beside({"events": events}, write, is_snapshot=True)
 
     async def _is_witness(self, room_id: RoomId) -> bool:
         async with self._database() as conn:
@@ -383,8 +323,10 @@ class Auditor:
         while not stop.is_set():
             await self._persist(stop, fault, step)
 
-    async def _persist(self, stop: asyncio.Event, fault: str, step: Callable[[], Awaitable[None]]) -> bool:
-        """Do a step until it succeeds; tells whether it did before `stop`."""
+    async def _persist(
+        self, stop: asyncio.Event, fault: str, step: Callable[[], Awaitable[None]], hint: str | None = None
+    ) -> bool:
+        """Do a step until it succeeds; tells whether it did before `stop`. Raises DeviceReplaced."""
         while not stop.is_set():
             doing, stopping = asyncio.ensure_future(step()), asyncio.ensure_future(stop.wait())
             try:
@@ -393,8 +335,11 @@ class Auditor:
                     return False
                 doing.result()
                 return True
+            except crypto.DeviceReplaced:
+                raise
             except (*RequestFailed, RtcAppserviceError) as error:
-                _log.warning(fault, extra=describe(error))
+                refused = hint is not None and isinstance(error, MatrixRequestError)
+                _log.warning(fault, extra=describe(error) | ({"hint": hint} if refused else {}))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
             finally:
@@ -408,14 +353,6 @@ class Auditor:
     async def _database(self) -> AsyncIterator[Connection]:
         async with lend(self._pool, WORK_SECONDS) as conn:
             yield conn
-
-
-def _as_of(event: dict[str, Any], room_id: RoomId, now: datetime) -> dict[str, Any]:
-    """Give a state event as found in a room: what holds for the room holds now, however long ago it was set."""
-    found = {**event, "room_id": room_id}
-    if event.get("type") not in STATE_TYPES:
-        found["origin_server_ts"] = round(now.timestamp() * 1000)
-    return found
 
 
 def date_back(intake: Intake, since: datetime) -> None:

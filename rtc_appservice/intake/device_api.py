@@ -4,6 +4,7 @@ Stage 1: the homeserver's client API as the service's own device uses it.
 Every request goes through the session whose middleware lets it out only as a user of our own.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Collection
@@ -142,10 +143,11 @@ class DeviceApi:
         """Leave a room."""
         await self._api.request(Method.POST, Path.v3.rooms[room_id].leave, {})
 
-    async def say(self, room_id: RoomId, text: str) -> None:
-        """Post a notice."""
+    async def say(self, room_id: RoomId, text: str, occasion: str) -> None:
+        """Post a notice; on the same occasion it is posted once, however often this is called."""
         content = {"msgtype": "m.notice", "body": text}
-        path = Path.v3.rooms[room_id].send["m.room.message"][self._api.get_txn_id()]
+        name = hashlib.sha256(f"{room_id}/{occasion}".encode()).hexdigest()[:32]
+        path = Path.v3.rooms[room_id].send["m.room.message"][f"rtc-notice-{name}"]
         await self._api.request(Method.PUT, path, content)
 
 

@@ -41,6 +41,8 @@ DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 STOP_SECONDS = 3.0
 #: The homeserver (Synapse) waits 60 s for an answer: a body still under way then has nobody waiting for it.
 BODY_SECONDS = 60.0
+#: A request of ours to the homeserver is given up after this: a `/sync` waits 30 s, a join may never be answered.
+REQUEST_SECONDS = 60.0
 #: Longer than a homeserver keeps an idle connection (Synapse: 2 min), lest it writes into one that is being closed.
 IDLE_SECONDS = 300.0
 
@@ -138,6 +140,7 @@ class IntakeServer(AppService):
                 headers={"User-Agent": self.default_ua},
                 middlewares=(OwnUsersOnly(self.own_users),),
                 response_class=JsonAnswer,
+                timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
             )
         return self._http_session
 

@@ -198,13 +198,13 @@ class Witness:
             created_ms = round(part.joined_at.timestamp() * 1000)
             await self._send(room_id, part, call_form.refreshed(part.membership, created_ms), now)
         if self._notice and not part.told and room_id in self._parts:
-            await self._tell(room_id, self._notice)
+            await self._tell(room_id, self._notice, f"witness/{part.joined_at.isoformat()}")
             part.told = True
 
-    async def _tell(self, room_id: RoomId, notice: str) -> None:
+    async def _tell(self, room_id: RoomId, notice: str, occasion: str) -> None:
         """Say to the room that the device takes part; a room that lets it say nothing is not asked again."""
         try:
-            await self._api.say(room_id, notice)
+            await self._api.say(room_id, notice, occasion)
         except RequestFailed as error:
             if not is_gone(error):
                 raise

@@ -62,17 +62,18 @@ async def is_witness(conn: Connection, homeserver_id: int, room_id: RoomId) -> b
 
 
 async def mark_joined(conn: Connection, homeserver_id: int, room_id: RoomId, at: datetime) -> datetime:
-    """Note that the device is in a room that it was asked into; give since when, which is `at` or before."""
-    joined_at: datetime | None = await conn.fetchval(
+    """Note that the device is in a room, asked or not; give since when, which is `at` or before."""
+    joined_at: datetime = await conn.fetchval(
         """
-        UPDATE crypto.room SET joined_at = coalesce(joined_at, $3) WHERE homeserver_id = $1 AND room_id = $2
+        INSERT INTO crypto.room (homeserver_id, room_id, wanted, joined_at) VALUES ($1, $2, true, $3)
+        ON CONFLICT (homeserver_id, room_id) DO UPDATE SET joined_at = coalesce(room.joined_at, $3)
         RETURNING joined_at
         """,
         homeserver_id,
         room_id,
         at,
     )
-    return joined_at or at
+    return joined_at
 
 
 async def mark_state_read(conn: Connection, homeserver_id: int, room_id: RoomId, at: datetime) -> None:

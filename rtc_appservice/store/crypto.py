@@ -26,11 +26,11 @@ UNREAD_RETENTION = timedelta(days=7)
 
 
 class DeviceReplaced(RtcAppserviceError):
-    """
-    The keys of the service's device are not in the database any more, as after `rtc-appservice new-device`.
+    """The keys of the service's device are not in the database any more, as after `rtc-appservice new-device`."""
 
-    Start the service again: it then makes another device, or takes the one that is there now.
-    """
+    def __str__(self) -> str:
+        """Say what to do, too."""
+        return f"{self.__doc__} Start the service again: it makes another device, or takes the one that is there now."
 
 
 class DeviceRow(Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from rtc_appservice.core.words import DeviceId, RoomId, ServerName, UserId
 from rtc_appservice.demo.olm_device import QUIET
 from rtc_appservice.demo.synapse import SERVER_NAME, free_port, running_synapse
 from rtc_appservice.intake.auditor import Auditor, auditor_terms
+from rtc_appservice.intake.sealed import SealedIntake
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake, now_utc
 from rtc_appservice.store.observations import load_room
@@ -195,6 +196,11 @@ class Service(Struct):
             if key is None:
                 return []
             return await load_room(conn, ServerName(SERVER_NAME), room_id, key, datetime(2000, 1, 1, tzinfo=UTC))
+
+    def look_at_rooms(self) -> None:
+        """Have the device follow at once what the database says of rooms."""
+        assert isinstance(self.intake.sealed, SealedIntake)
+        self.intake.sealed.rooms_changed.set()
 
     async def count(self, query: str, *arguments: object) -> int:
         """Give a number from the database."""

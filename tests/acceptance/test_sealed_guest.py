@@ -128,7 +128,7 @@ async def test_calls_begun_after_it_came_were_seen_from_their_beginning(homeserv
         await call(until_now=2)
         async with pool.acquire() as conn:
             await want_room(conn, service.intake.homeserver_id, room_id, wanted=False)
-        service.auditor.look_at_rooms()
+        service.look_at_rooms()
         gone = "SELECT count(*) = 0 FROM crypto.room WHERE room_id = $1"
         await until(lambda: service.count(gone, room_id), "the device left")
         await ann.call(room_id)

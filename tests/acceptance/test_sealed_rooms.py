@@ -131,12 +131,12 @@ async def test_enters_no_room_by_itself(homeserver: Homeserver, pool: Pool) -> N
         refused, asked = await alice.make_room(), await alice.make_room()
         async with pool.acquire() as conn:
             await want_room(conn, service.intake.homeserver_id, asked, wanted=True)
-        service.auditor.look_at_rooms()
+        service.look_at_rooms()
         await until(lambda: asked in service.auditor.own.rooms, "the device joined the room it was asked into")
         entered = refused in service.auditor.own.rooms
         async with pool.acquire() as conn:
             await want_room(conn, service.intake.homeserver_id, asked, wanted=False)
-        service.auditor.look_at_rooms()
+        service.look_at_rooms()
         await until(lambda: asked not in service.auditor.own.rooms, "the device left")
         await alice.call(asked)
         await alice.share(asked)
@@ -277,10 +277,10 @@ async def test_a_room_that_it_cannot_enter_is_given_up(
         for wanted, there in ((True, 1), (False, 0)):
             async with pool.acquire() as conn:
                 await want_room(conn, service.intake.homeserver_id, room_id, wanted=wanted)
-            service.auditor.look_at_rooms()
+            service.look_at_rooms()
             if wanted:
                 await until(lambda: "could not be joined" in caplog.text, "the room was refused")
-                service.auditor._not_before.clear()  # the time until the next try is over
+                service.auditor._rooms.not_before.clear()  # the time until the next try is over
             count = "SELECT count(*) FROM crypto.room WHERE room_id = $1"
             await until(lambda: equals(service.count(count, room_id), there), f"{there} rooms")  # noqa: B023
 

@@ -97,7 +97,7 @@ async def test_the_state_form_is_seen_by_all(
 ) -> None:
     """Once somebody joins by room state, the device is a member by room state, and back when only sticky ones stay."""
     # It goes by the events: what is looked at now and then would come too late.
-    monkeypatch.setattr("rtc_appservice.intake.auditor.LOOK_SECONDS", 600.0)
+    monkeypatch.setattr("rtc_appservice.intake.room_keeper.LOOK_SECONDS", 600.0)
     address, path, port = homeserver
     async with (
         sender(address, "newer") as alice,

@@ -187,7 +187,7 @@ async def test_odd_answers_are_failed_requests(
         api.event(room, EventId("$e")),
         api.state(room),
         api.join("!r"),
-        api.say(room, "text"),
+        api.say(room, "text", "occasion"),
         api.register(),
         calls.send(room, mine, mine.content, delay_ms=8000),
         calls.content_of(room, "kind", "key"),

@@ -1,5 +1,6 @@
 """Messages for the device that waited at the homeserver are opened before newer ones of a transaction."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from rtc_appservice.intake.decrypt import Reading
 from rtc_appservice.intake.device_api import RequestFailed
 from rtc_appservice.intake.sealed import SealedIntake
 from rtc_appservice.intake.transaction import TransactionIntake
+from rtc_appservice.store import crypto
 from rtc_appservice.store.pool import Connection, Pool
 
 from .olm_peer import body
@@ -99,3 +101,26 @@ async def test_until_a_sync_has_brought_all(
         told.append(is_behind())
 
     assert [True, True, False, True] == told
+
+
+async def test_a_device_that_was_replaced_ends_the_service(
+    pool: Pool, intake: TransactionIntake, clock: Clock, homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `new-device` a service that runs is not to go on with what was forgotten, nor to try for ever."""
+    terms = auditor_terms(
+        address=homeserver.address, as_token="as", sender_localpart="rtc", homeserver=HOMESERVER, secret=b"a secret"
+    )
+    auditor, stop = Auditor(pool, HOMESERVER, intake, terms, clock=clock), asyncio.Event()
+
+    async def is_set_up(_now: object) -> None:
+        """Do as if the homeserver had the device."""
+
+    async with aiohttp.ClientSession() as session:
+        await auditor.open(session)
+        monkeypatch.setattr(auditor._setup, "set_up", is_set_up)
+        async with pool.acquire() as conn:
+            await crypto.forget_device(conn, intake.homeserver_id)
+        with pytest.raises(crypto.DeviceReplaced, match="Start the service again"):
+            await asyncio.wait_for(auditor.run(stop), 20)
+
+    assert stop.is_set()
