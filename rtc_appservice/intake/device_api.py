@@ -6,22 +6,18 @@ Every request goes through the session whose middleware lets it out only as a us
 
 import hashlib
 import json
-import logging
 from collections.abc import Collection
 from typing import Any
 
 import aiohttp
-from mautrix.api import HTTPAPI, Method, Path
+from mautrix.api import Method, Path
 from mautrix.client import Client
 from mautrix.errors import MatrixConnectionError, MatrixRequestError
 from mautrix.types import DeviceID, UserID
-from mautrix.util.logging import TraceLogger
 
 from rtc_appservice.core.words import Device, EventId, RoomId, UserId
 from rtc_appservice.errors import RtcAppserviceError
-
-#: mautrix logs requests with their bodies: nothing below critical may come out.
-QUIET = TraceLogger("rtc_appservice.intake.quiet", logging.CRITICAL)
+from rtc_appservice.intake.client_api import client_api, register
 
 #: Longest wait of one `/sync`, in milliseconds.
 SYNC_TIMEOUT_MS = 30_000
@@ -49,16 +45,10 @@ class DeviceApi:
     def __init__(self, address: str, as_token: str, session: aiohttp.ClientSession, device: Device) -> None:
         """Take where the homeserver is, the token, and the device to act as."""
         self._device = device
-
-        def api(**act_as: Any) -> HTTPAPI:
-            return HTTPAPI(
-                base_url=address, token=as_token, client_session=session, default_retry_count=0, log=QUIET, **act_as
-            )
-
         user_id, device_id = UserID(device[0]), DeviceID(device[1])
-        self._plain = api()
-        self._user = api(as_user_id=user_id)
-        self._api = api(as_user_id=user_id, as_device_id=device_id)
+        self._plain = client_api(address, as_token, session)
+        self._user = client_api(address, as_token, session, as_user_id=user_id)
+        self._api = client_api(address, as_token, session, as_user_id=user_id, as_device_id=device_id)
         #: mautrix's client of the device, for cross-signing.
         self.client = Client(user_id, device_id, api=self._api)
 
@@ -66,13 +56,7 @@ class DeviceApi:
 
     async def register(self) -> None:
         """Create the user, if it is not there."""
-        localpart = self._device[0].partition(":")[0].removeprefix("@")
-        content = {"type": "m.login.application_service", "username": localpart, "inhibit_login": True}
-        try:
-            await self._plain.request(Method.POST, Path.v3.register, content)
-        except MatrixRequestError as error:
-            if getattr(error, "errcode", None) != "M_USER_IN_USE":
-                raise
+        await register(self._plain, UserID(self._device[0]))
 
     async def create_device(self, name: str) -> None:
         """

@@ -16,8 +16,9 @@ from mautrix.crypto.signature import sign_olm
 from mautrix.crypto.store import MemoryCryptoStore, StateStore
 from mautrix.types import RoomID, UserID
 
+from rtc_appservice.intake.client_api import QUIET
 from rtc_appservice.intake.cross_signing import is_cross_signed
-from rtc_appservice.intake.device_api import QUIET, DeviceApi
+from rtc_appservice.intake.device_api import DeviceApi
 from rtc_appservice.intake.device_keys import identity_of
 from rtc_appservice.intake.own_device import OwnDevice, pickle_key
 from rtc_appservice.store import crypto

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from olm.pk import PkSigning
 
-from rtc_appservice.core.wire import Intake
-from rtc_appservice.core.words import DeviceId, DeviceTrust, EventId, RoomId, ServerName, UserId
+from rtc_appservice.core.words import DeviceId, DeviceTrust, EventId, RoomId, UserId
 from rtc_appservice.intake.call_api import CallApi
 from rtc_appservice.intake.call_form import CallForm, sticky_membership
 from rtc_appservice.intake.cross_signing import is_cross_signed
@@ -21,10 +20,9 @@ from rtc_appservice.intake.device_api import DeviceApi, RequestFailed
 from rtc_appservice.intake.device_keys import Identity, identity_of, sealed_by
 from rtc_appservice.intake.identities import Identities
 from rtc_appservice.intake.json_text import MAX_DEPTH
-from rtc_appservice.intake.server import Credentials, IntakeServer
-from rtc_appservice.intake.transaction import Read
 
 from .olm_peer import OURS, Peer, our_keyring
+from .serving import answering, taking_nothing
 
 ALICE = UserId("@alice:lab.test")
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -126,31 +124,14 @@ class Homeserver:
 async def homeserver() -> AsyncIterator[Homeserver]:
     """Give a listening HTTP server."""
     given = Homeserver()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", given.answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    given.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield given
-    await runner.cleanup()
+    async with answering(given.answer) as given.address:
+        yield given
 
 
 @pytest.fixture
 async def api(homeserver: Homeserver) -> AsyncIterator[DeviceApi]:
     """Give the device's requests, sent as the service sends them."""
-
-    async def take(read: Read) -> Intake:
-        return Intake()
-
-    server = IntakeServer(
-        Credentials(appservice_id="rtc", as_token="as", hs_token="hs", sender_localpart="rtc-auditor"),
-        address=homeserver.address,
-        homeserver=ServerName("lab.test"),
-        take=take,
-        own_users=[OURS[0]],
-    )
-    session: aiohttp.ClientSession = server.open_client()
+    session: aiohttp.ClientSession = taking_nothing(homeserver.address, [OURS[0]]).open_client()
     yield DeviceApi(homeserver.address, "as", session, OURS)
     await session.close()
 
