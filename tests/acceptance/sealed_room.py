@@ -5,7 +5,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mautrix.types import DeviceID, EncryptionAlgorithm, EventType, Obj, RoomEnc
 from msgspec import Struct
 
 from rtc_appservice import registration
+from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import Observation
 from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.core.words import DeviceId, RoomId, ServerName, UserId
@@ -201,6 +202,18 @@ class Service(Struct):
         """Have the device follow at once what the database says of rooms."""
         assert isinstance(self.intake.sealed, SealedIntake)
         self.intake.sealed.rooms_changed.set()
+
+    async def history(self, room_id: RoomId, *, loss_free: bool = False) -> RoomHistory:
+        """Give what projection is given of a room, five minutes from now."""
+        return RoomHistory(
+            homeserver=ServerName(SERVER_NAME),
+            room_id=room_id,
+            observations=tuple(await self.observations(room_id)),
+            watermark_at=datetime.now(UTC) + timedelta(minutes=5),
+            envelopes=False,
+            witnesses=frozenset({self.auditor.own.device}),
+            loss_free=loss_free,
+        )
 
     async def count(self, query: str, *arguments: object) -> int:
         """Give a number from the database."""

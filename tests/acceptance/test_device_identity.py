@@ -4,7 +4,6 @@ import base64
 import hashlib
 import hmac
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from mautrix.api import Path as ApiPath
 from mautrix.types import RoomID
 from olm.pk import PkSigning
 
-from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import ToDeviceKey
-from rtc_appservice.core.words import DeviceTrust, Evidence, FindingKind, RoomId, ServerName, Severity
-from rtc_appservice.demo.synapse import SERVER_NAME
+from rtc_appservice.core.words import DeviceTrust, Evidence, FindingKind, RoomId, Severity
 from rtc_appservice.intake.cross_signing import is_cross_signed
 from rtc_appservice.intake.device_setup import recovery_phrase
 from rtc_appservice.intake.own_device import OtherSecret
@@ -115,15 +112,7 @@ async def test_whom_senders_are_taken_for(homeserver: Homeserver, pool: Pool) ->
             await who.call(room_id)
             await who.send_to_device_key(room_id, 0, ours, claimed="ELSE" if who is other else None)
         keys = await until(lambda: three(service, room_id), "the keys were read")
-        history = RoomHistory(
-            homeserver=ServerName(SERVER_NAME),
-            room_id=room_id,
-            observations=tuple(await service.observations(room_id)),
-            watermark_at=datetime.now(UTC) + timedelta(minutes=5),
-            envelopes=False,
-            witnesses=frozenset({service.auditor.own.device}),
-            loss_free=True,
-        )
+        history = await service.history(room_id, loss_free=True)
     ((session,),) = (project_room(history),)
     told = {
         (finding.kind, str(finding.subject.user_id), finding.severity, finding.evidence)

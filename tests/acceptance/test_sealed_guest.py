@@ -3,17 +3,14 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from rtc_appservice.core.model import RoomHistory
 from rtc_appservice.core.observed import RoomKey, RoomState
-from rtc_appservice.core.words import GapReason, RoomId, ServerName
-from rtc_appservice.demo.synapse import SERVER_NAME
+from rtc_appservice.core.words import GapReason, RoomId
 from rtc_appservice.store.audited_rooms import want_room
 from rtc_appservice.store.gaps import load_gaps
 from rtc_appservice.store.pool import Pool
@@ -167,14 +164,7 @@ async def test_state_that_was_not_read_is_read_after_all(homeserver: Homeserver,
 
 async def projected(service: Service, room_id: RoomId) -> list[tuple[bool, bool | None, bool]]:
     """Give of each call: whether its beginning was seen, whether the room is encrypted, whether it has ended."""
-    history = RoomHistory(
-        homeserver=ServerName(SERVER_NAME),
-        room_id=room_id,
-        observations=tuple(await service.observations(room_id)),
-        watermark_at=datetime.now(UTC) + timedelta(minutes=5),
-        envelopes=False,
-        witnesses=frozenset({service.auditor.own.device}),
-    )
+    history = await service.history(room_id)
     reports = [session.report for session in project_room(history)]
     return [(report.beginning_seen, report.encrypted_room, report.ended_at is not None) for report in reports]
 
