@@ -147,8 +147,8 @@ async def _sessions(
     megolm = await person.megolm_sessions(conn, homeserver_id, user_id)
     handed_out = {sender_key for _, sender_key in megolm}
     identify = Keyed(terms.secret).identity
-    keys = await person.olm_sender_keys(conn, homeserver_id)
-    olm = [key for key in keys if key in handed_out or identify(key) in own_keys]
+    senders = await person.olm_senders(conn, homeserver_id)
+    olm = [key for key, sender in senders if sender == user_id or key in handed_out or identify(key) in own_keys]
     return olm, [session_id for session_id, _ in megolm]
 
 

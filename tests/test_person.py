@@ -320,7 +320,8 @@ async def test_the_device_of_the_service(pool: Pool) -> None:
         number = service.homeserver_id
         await crypto.add_device(conn, number, UserId("@auditor:lab.test"), DeviceId("A"), "PICKLE")
         sessions = [
-            (owner, key, f"session of {key}", "PICKLE") for owner, key in ((user_id, "one key"), (other, "another key"))
+            (owner, key, f"session of {key}", "PICKLE")
+            for owner, key in ((user_id, "one key"), (user_id, "a key of no message"), (other, "another key"))
         ]
         await crypto.save_olm_sessions(conn, number, sessions, service.now, 4, 4)
         place = crypto.IndexRow("megolm", user_id, 0, "$opened", None)
@@ -363,7 +364,7 @@ async def test_the_device_of_the_service(pool: Pool) -> None:
         )
         (before,) = (await load_undecryptable(conn, number, [row["identity"]])).values()
     (found,) = await held(service, user_id)
-    assert (1, 1, {row["identity"]: "the same session"}) == (
+    assert (2, 1, {row["identity"]: "the same session"}) == (
         found.olm_sessions,
         found.megolm_sessions,
         found.unread_events,

@@ -80,10 +80,10 @@ async def megolm_sessions(conn: Connection, homeserver_id: int, user_id: UserId)
     return [(row["session_id"], row["sender_key"]) for row in rows]
 
 
-async def olm_sender_keys(conn: Connection, homeserver_id: int) -> list[str]:
-    """Give the public key of the other device for each Olm session of the service's device."""
-    rows = await conn.fetch("SELECT sender_key FROM crypto.olm_session WHERE homeserver_id = $1", homeserver_id)
-    return [row["sender_key"] for row in rows]
+async def olm_senders(conn: Connection, homeserver_id: int) -> list[tuple[str, str]]:
+    """Give (public key, user) of the other device for each Olm session of the device; the user may be empty."""
+    rows = await conn.fetch("SELECT sender_key, sender FROM crypto.olm_session WHERE homeserver_id = $1", homeserver_id)
+    return [(row["sender_key"], row["sender"]) for row in rows]
 
 
 async def unread_events(conn: Connection, homeserver_id: int, event_ids: Collection[str]) -> dict[str, str]:
@@ -322,9 +322,8 @@ async def drop_sessions(conn: Connection, homeserver_id: int, user_id: UserId, s
         user_id,
     )
     await conn.execute(
-        "DELETE FROM crypto.olm_session WHERE homeserver_id = $1 AND (sender = $2 OR sender_key = ANY($3::text[]))",
+        "DELETE FROM crypto.olm_session WHERE homeserver_id = $1 AND sender_key = ANY($2::text[])",
         homeserver_id,
-        user_id,
         list(sender_keys),
     )
 
