@@ -73,6 +73,8 @@ class Projector:
     events: Events = no_events
     seconds: float = WORK_SECONDS  #: how long one room, or the upkeep, has a connection for at most
     rooms: LiveRooms = field(default_factory=LiveRooms, compare=False)
+    #: Rooms whose last projection did not come to an end.
+    cut_short: set[int] = field(default_factory=set, compare=False)
 
 
 async def run_projector(
@@ -109,9 +111,12 @@ async def project_once(pool: Pool, projector: Projector, now: datetime) -> int:
             return 0
         room_keys = await projection.candidates(conn, projector.homeserver_id, watermark_at, BATCH)
     worked = 0
-    for room_key in room_keys:
+    # One that took too long would be the first again and again.
+    for room_key in sorted(room_keys, key=projector.cut_short.__contains__):
+        projector.cut_short.add(room_key)
         async with lend(pool, seconds) as conn:
             worked += await _project_if_free(conn, projector, room_key, watermark_at, now)
+        projector.cut_short.discard(room_key)
     async with lend(pool, seconds) as conn:
         if projector.envelopes:
             async with conn.transaction():
@@ -266,7 +271,7 @@ async def _take_news(
             return kept, news
     room = LiveRoom(basis, RoomProjection(basis.settings))
     observations = await load_room(conn, *where, basis.from_at)
-    room.take(observations)
+    await asyncio.to_thread(room.take, observations)
     return room, observations
 
 
@@ -279,7 +284,7 @@ async def _project_with_history(
     Which devices were seen to distribute by to-device before is asked as of each call's own start, so that a replay,
     which knows of later calls, decides the same.
     """
-    projected = _since(room.look(), since)
+    projected = await _look(room, since)
     calls = projected.calls
     seen = {
         (user_id, device_id, call.report.call_id): at
@@ -296,11 +301,13 @@ async def _project_with_history(
     if as_of != room.to_device_history_of:
         room.to_device_history_of = as_of
         room.projection.begin_anew()
-        projected = _since(room.look(), since)
+        projected = await _look(room, since)
     return projected, seen
 
 
-def _since(projected: Projected, since: datetime) -> Projected:
+async def _look(room: LiveRoom, since: datetime) -> Projected:
+    """Project apart from the loop: a call of hundreds takes seconds, and intake answers meanwhile."""
+    projected = await asyncio.to_thread(room.look)
     return replace(projected, calls=tuple(call for call in projected.calls if call.report.started_at >= since))
 
 
