@@ -178,8 +178,8 @@ class Keyring:
         Note that an event has a place in a Megolm session; raises CannotOpen if it is another's.
 
         Only for one that is where it has to be: anybody can send a copy of somebody's ciphertext, which must not make a
-        replay of the original. So of several senders' it is the one sent earliest. A server that gives its user's copy an
-        earlier time can have it taken for the original all the same: from outside the two cannot be told apart.
+        replay of the original. So of several senders' it is the one sent earliest. A server that gives its user's copy
+        an earlier time can have it taken for the original all the same: from outside the two cannot be told apart.
         """
         places = self.indices.setdefault((session_id, index), {})
         first = places.get(sender)
