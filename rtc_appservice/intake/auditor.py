@@ -136,7 +136,6 @@ class Auditor:
         async with self._database() as conn, conn.transaction():
             row = await crypto.add_device(conn, self._homeserver_id, terms.user_id, terms.device_id, new.new_account())
             rooms = await audited_rooms.audited_rooms(conn, self._homeserver_id)
-            await crypto.prune(conn, self._homeserver_id, self._clock())
         device: Device = (row.user_id, row.device_id)
         self.own = OwnDevice(self._homeserver, self._homeserver_id, device, terms.secret)
         self.own.identity_key = str(self.own.account(row.account).identity_keys["curve25519"])

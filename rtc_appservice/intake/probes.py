@@ -17,6 +17,7 @@ from aiohttp import web
 from mautrix.api import Method, Path
 
 from rtc_appservice.core.installation import Answer, Listening, text_of
+from rtc_appservice.core.opened import olm_bodies
 from rtc_appservice.core.wire import Intake
 from rtc_appservice.core.words import Device, ServerName
 from rtc_appservice.errors import StoreUnavailable
@@ -118,7 +119,7 @@ class ProbeServer(IntakeServer):
             self.refused = True
             raise StoreUnavailable
         for message in messages:
-            self.texts |= _texts(message)
+            self.texts.update(olm_bodies(message.get("content")))
         self.device_lists += "org.matrix.msc3202.device_lists" in body
         return Intake()
 
@@ -244,11 +245,3 @@ async def holds(condition: Callable[[], Awaitable[bool]], seconds: float) -> boo
             return False
         await asyncio.sleep(POLL_SECONDS)
     return True
-
-
-def _texts(message: Any) -> set[str]:
-    """Give the texts sealed in a to-device message."""
-    content = message.get("content") if isinstance(message, dict) else None
-    sealed = content.get("ciphertext") if isinstance(content, dict) else None
-    parts = sealed.values() if isinstance(sealed, dict) else ()
-    return {part["body"] for part in parts if isinstance(part, dict) and isinstance(part.get("body"), str)}
