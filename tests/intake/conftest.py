@@ -6,11 +6,25 @@ import aiohttp
 import pytest
 
 from rtc_appservice.core.wire import TransactionReader
+from rtc_appservice.intake.keyring import Keyring
 from rtc_appservice.intake.server import Credentials, IntakeServer
 from rtc_appservice.intake.transaction import TransactionIntake
 from rtc_appservice.store.pool import Pool
 
+from .olm_peer import Peer, our_keyring
 from .serving import HOMESERVER, TOKEN, Clock, Events, Served
+
+
+@pytest.fixture
+def ours() -> Keyring:
+    """Give our device."""
+    return our_keyring()
+
+
+@pytest.fixture
+def alice(ours: Keyring) -> Peer:
+    """Give another device."""
+    return Peer(ours)
 
 
 @pytest.fixture

@@ -20,18 +20,6 @@ from tests.intake.olm_peer import KEY_TYPE, OURS, Peer, body, our_keyring
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def ours() -> Keyring:
-    """Give our device."""
-    return our_keyring()
-
-
-@pytest.fixture
-def alice(ours: Keyring) -> Peer:
-    """Give another device."""
-    return Peer(ours)
-
-
 def read(transaction: dict[str, Any], reading: Reading) -> Intake:
     """Give what the reader makes of an opened transaction."""
     reader = TransactionReader(ServerName("lab.test"), b"a secret of the tests")

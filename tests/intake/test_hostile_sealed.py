@@ -11,21 +11,9 @@ from rtc_appservice.core.wire import TransactionReader
 from rtc_appservice.core.words import ServerName
 from rtc_appservice.intake.decrypt import Reading, open_transaction
 from rtc_appservice.intake.keyring import Changes, Keyring
-from tests.intake.olm_peer import Peer, body, our_keyring
+from tests.intake.olm_peer import Peer, body
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def ours() -> Keyring:
-    """Give our device."""
-    return our_keyring()
-
-
-@pytest.fixture
-def alice(ours: Keyring) -> Peer:
-    """Give another device."""
-    return Peer(ours)
 
 
 @pytest.fixture
